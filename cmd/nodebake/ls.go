@@ -1,0 +1,111 @@
+package main
+
+import (
+	"archive/tar"
+	"fmt"
+	"io/fs"
+	"path"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/nodebake/nodebake/imagebuild"
+)
+
+func lsCommand() *cobra.Command {
+	var root string
+	cmd := &cobra.Command{
+		Use:   "ls DISK:/path",
+		Short: "List a folder of the disk's root filesystem",
+		Example: `  nodebake ls node.qcow2:/var/images
+  nodebake ls node.qcow2:/etc/containers`,
+		Args: exactly("DISK:/path"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			o, name, err := openDiskPath(args[0], root)
+			if err != nil {
+				return err
+			}
+			defer o.Close()
+			real, err := o.Path(name)
+			if err != nil {
+				return err
+			}
+			r := o.Root.Reader
+			h, err := r.Stat(real)
+			if err != nil {
+				return err
+			}
+			names, dir := []string{""}, real
+			if h.Typeflag == tar.TypeDir {
+				if names, err = r.ReadDir(real); err != nil {
+					return err
+				}
+			} else {
+				dir, names[0] = path.Split(real)
+			}
+			var rows [][]string
+			for _, n := range names {
+				h, err := r.Stat(path.Join(dir, n))
+				if err != nil {
+					return err
+				}
+				rows = append(rows, lsRow(n, h))
+			}
+			return printTable(cmd.OutOrStdout(), nil, rows)
+		},
+	}
+	addRootFlag(cmd, &root)
+	return cmd
+}
+
+func lsRow(name string, h *tar.Header) []string {
+	size := fmt.Sprint(h.Size)
+	if h.Typeflag == tar.TypeChar || h.Typeflag == tar.TypeBlock {
+		size = fmt.Sprintf("%d,%d", h.Devmajor, h.Devminor)
+	}
+	shown := printable(name)
+	if h.Typeflag == tar.TypeSymlink {
+		shown += " -> " + printable(h.Linkname)
+	}
+	return []string{modeString(h), fmt.Sprint(h.Uid), fmt.Sprint(h.Gid), size, h.ModTime.UTC().Format(time.RFC3339), shown}
+}
+
+// modeString is what ls -l prints: the type and the permission bits.
+func modeString(h *tar.Header) string {
+	t := map[byte]string{tar.TypeReg: "-", tar.TypeDir: "d", tar.TypeSymlink: "l", tar.TypeChar: "c", tar.TypeBlock: "b", tar.TypeFifo: "p", 's': "s"}[h.Typeflag]
+	if t == "" {
+		t = "?"
+	}
+	b := []byte(fs.FileMode(h.Mode & 0o777).String()[1:])
+	for _, s := range []struct {
+		bit      int64
+		at       int
+		set, off byte
+	}{{0o4000, 2, 's', 'S'}, {0o2000, 5, 's', 'S'}, {0o1000, 8, 't', 'T'}} {
+		if h.Mode&s.bit == 0 {
+			continue
+		}
+		if b[s.at] == 'x' {
+			b[s.at] = s.set
+		} else {
+			b[s.at] = s.off
+		}
+	}
+	return t + string(b)
+}
+
+// openDiskPath opens the disk of a DISK:/path argument and returns the path.
+func openDiskPath(arg, root string) (*imagebuild.Opened, string, error) {
+	i := strings.LastIndex(arg, ":/")
+	if i <= 0 {
+		return nil, "", usage("%q is not of the form DISK:/path", arg)
+	}
+	o, err := imagebuild.OpenDisk(arg[:i], root)
+	return o, arg[i+1:], err
+}
+
+func addRootFlag(cmd *cobra.Command, root *string) {
+	cmd.Flags().StringVar(root, "root", "", "the root `PARTITION`, where the disk leaves a choice: its number, name, label or UUID")
+}
+

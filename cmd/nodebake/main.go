@@ -1,0 +1,125 @@
+// Command nodebake bakes container images into OS boot disks. See the README.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/sirupsen/logrus"
+	"github.com/spf13/cobra"
+	"go.podman.io/storage/pkg/reexec"
+
+	"github.com/nodebake/nodebake/imagebuild"
+)
+
+// The exit codes; the README lists them.
+const (
+	exitFailed      = 1
+	exitUsage       = 2
+	exitVerify      = 3
+	exitNoSpace     = 4
+	exitUnsupported = 5
+)
+
+// memoryLimit is where the collector starts to work harder: the promise is 256 MiB for the whole process.
+const memoryLimit = 160 << 20
+
+func main() {
+	// containers-storage: sources run parts of themselves in a child of this same program.
+	if reexec.Init() {
+		return
+	}
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(memoryLimit)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second Ctrl-C ends at once
+	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// run is the whole program but for the process: it returns the exit code.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	root := rootCommand()
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	if ctx.Err() != nil {
+		fmt.Fprintln(stderr, "nodebake: interrupted; nothing was put in place")
+		return exitFailed
+	}
+	fmt.Fprintf(stderr, "nodebake: %v\n", err)
+	switch {
+	case errors.Is(err, imagebuild.ErrUsage):
+		return exitUsage
+	case errors.Is(err, imagebuild.ErrVerify):
+		return exitVerify
+	case errors.Is(err, imagebuild.ErrNoSpace):
+		return exitNoSpace
+	case errors.Is(err, imagebuild.ErrUnsupported):
+		return exitUnsupported
+	}
+	return exitFailed
+}
+
+func rootCommand() *cobra.Command {
+	var level string
+	var quiet bool
+	root := &cobra.Command{
+		Use:   "nodebake",
+		Short: "Bake container images into OS boot disks, offline",
+		Long: `nodebake opens an OS boot disk (qcow2 or raw), writes a read-only container image store into its
+root filesystem, points the disk's storage.conf at it, and writes a new disk. It needs no root, no VM,
+no loop device and no other program.`,
+		Example: `  nodebake build --base debian.qcow2 --image registry.k8s.io/pause:3.10 --output node.qcow2
+  nodebake images node.qcow2
+  nodebake verify node.qcow2`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			l, err := logrus.ParseLevel(level)
+			if err != nil {
+				return usage("--log-level %s: give one of error, warning, info, debug", level)
+			}
+			if quiet {
+				l = min(l, logrus.WarnLevel)
+			}
+			logrus.SetLevel(l)
+			logrus.SetOutput(cmd.ErrOrStderr())
+			return nil
+		},
+	}
+	root.PersistentFlags().StringVar(&level, "log-level", "info", "how much to say: error, warning, info, debug")
+	root.PersistentFlags().BoolVarP(&quiet, "quiet", "q", false, "say only what is wrong")
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usage("%v; see %s --help", err, cmd.CommandPath())
+	})
+	root.AddCommand(buildCommand(), inspectCommand(), imagesCommand(), verifyCommand(), lsCommand(), catCommand(), versionCommand())
+	return root
+}
+
+func usage(format string, args ...any) error {
+	return fmt.Errorf("%w: %s", imagebuild.ErrUsage, fmt.Sprintf(format, args...))
+}
+
+// exactly is cobra.ExactArgs with a sentence that says what is missing.
+func exactly(names ...string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		switch {
+		case len(args) < len(names):
+			return usage("%s is missing; see %s --help", names[len(args)], cmd.CommandPath())
+		case len(args) > len(names):
+			return usage("%q is one argument too many; see %s --help", args[len(names)], cmd.CommandPath())
+		}
+		return nil
+	}
+}

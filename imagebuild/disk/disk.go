@@ -1,0 +1,237 @@
+// Package disk opens a boot disk: the image format, the partition table, and what each partition holds.
+// Nothing here writes.
+package disk
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/nodebake/nodebake/imagebuild/filesystem"
+	"github.com/nodebake/nodebake/qcow"
+)
+
+// ErrUnsupported is matched by errors for a disk that is whole but of a kind that nodebake does not handle.
+var ErrUnsupported = errors.New("unsupported disk")
+
+// Format is how a disk image file is laid out.
+type Format string
+
+// The formats that are read and written.
+const (
+	Raw   Format = "raw"
+	Qcow2 Format = "qcow2"
+)
+
+// Disk is an opened disk image: guest bytes by ReadAt, safe for concurrent use.
+type Disk struct {
+	Path   string
+	Format Format
+	// Image is nil for a raw disk.
+	Image *qcow.Image
+	// Table is "gpt", "mbr", or "none" where one filesystem fills the disk.
+	Table string
+	// ID is the table's own: the disk GUID, or the MBR's 32-bit signature in hex.
+	ID         string
+	SectorSize int
+	Partitions []Partition
+	// Warnings are sentences about what is odd but was got over.
+	Warnings []string
+
+	file  *os.File
+	guest io.ReaderAt
+	size  int64
+	used  []os.FileInfo
+}
+
+// Open opens the disk image at path, whose format is read from its content and never from its name. Backing
+// and data files that a qcow2 names are opened only from the image's own folder. The caller closes it.
+func Open(path string) (d *Disk, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	d = &Disk{Path: path, Format: Raw, file: f}
+	defer func() {
+		if err != nil {
+			d.Close()
+		}
+	}()
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if st.IsDir() {
+		return nil, fmt.Errorf("%s is a folder, not a disk image", path)
+	}
+	d.used = append(d.used, st)
+	if d.size, err = f.Seek(0, io.SeekEnd); err != nil {
+		return nil, fmt.Errorf("%s: size: %w", path, err)
+	}
+	d.guest = f
+	head := make([]byte, 512)
+	n, err := f.ReadAt(head, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("reading %s: %w", path, err)
+	}
+	head = head[:n]
+	if qcow.IsQcow2(head) {
+		d.Format = Qcow2
+		d.Image, err = qcow.Open(io.NewSectionReader(f, 0, d.size), qcow.Options{Resolve: d.resolver()})
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+		d.guest, d.size = d.Image, d.Image.Size()
+	} else if other := foreign(head); other != "" {
+		return nil, fmt.Errorf("%s is %s: %w; convert it first: qemu-img convert -O qcow2 %s disk.qcow2",
+			path, other, ErrUnsupported, filepath.Base(path))
+	}
+	if err := d.readTable(); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return d, nil
+}
+
+// resolver opens backing files from the disk's folder and notes each, so that no output can take its place.
+func (d *Disk) resolver() func(name, format string) (qcow.Source, error) {
+	dir := filepath.Dir(d.Path)
+	inner := qcow.NewDirResolver(dir)
+	return func(name, format string) (qcow.Source, error) {
+		src, err := inner(name, format)
+		if err == nil {
+			if st, serr := os.Stat(filepath.Join(dir, name)); serr == nil {
+				d.used = append(d.used, st)
+			}
+		}
+		return src, err
+	}
+}
+
+// foreign names image formats that would otherwise pass for a raw disk without a table.
+func foreign(head []byte) string {
+	for _, m := range []struct{ magic, name string }{
+		{"KDMV", "a VMDK image"}, {"# Disk DescriptorFile", "a VMDK descriptor"}, {"vhdxfile", "a VHDX image"},
+		{"conectix", "a VHD image"}, {"<<< ", "a VDI image"}, {"QED\x00", "a QED image"},
+	} {
+		if bytes.HasPrefix(head, []byte(m.magic)) {
+			return m.name
+		}
+	}
+	for _, m := range []struct{ magic, name string }{
+		{"\x1f\x8b", "gzip"}, {"\xfd7zXZ\x00", "xz"}, {"\x28\xb5\x2f\xfd", "zstd"}, {"BZh", "bzip2"},
+	} {
+		if bytes.HasPrefix(head, []byte(m.magic)) {
+			return "a file compressed with " + m.name + " (decompress it first)"
+		}
+	}
+	return ""
+}
+
+// ReadAt reads guest bytes.
+func (d *Disk) ReadAt(p []byte, off int64) (int, error) { return d.guest.ReadAt(p, off) }
+
+// Size is the guest's size in bytes.
+func (d *Disk) Size() int64 { return d.size }
+
+// File is the image file itself, open for reading.
+func (d *Disk) File() *os.File { return d.file }
+
+// Uses says whether st is the image file or one that it is backed by.
+func (d *Disk) Uses(st os.FileInfo) bool {
+	for _, u := range d.used {
+		if os.SameFile(u, st) {
+			return true
+		}
+	}
+	return false
+}
+
+// Close closes the image and the files that back it.
+func (d *Disk) Close() error {
+	var err error
+	if d.Image != nil {
+		if c, ok := any(d.Image).(io.Closer); ok {
+			err = c.Close()
+		}
+	}
+	return errors.Join(err, d.file.Close())
+}
+
+// Partition is one entry of the table, or the whole disk where there is none.
+type Partition struct {
+	// Number is the entry's place, counted from 1; 0 for a whole disk.
+	Number int `json:"number"`
+	// Start and Size are in bytes of the guest.
+	Start int64 `json:"start"`
+	Size  int64 `json:"size"`
+	// Type is a GUID (GPT) or a byte in hex (MBR).
+	Type string `json:"type,omitempty"`
+	// Name is the GPT entry's; GUID its unique GUID, or the MBR's SIGNATURE-NN.
+	Name string `json:"name,omitempty"`
+	GUID string `json:"guid,omitempty"`
+	// Kind, Label and UUID are those of the content.
+	Kind  filesystem.Kind `json:"filesystem,omitempty"`
+	Label string          `json:"label,omitempty"`
+	UUID  string          `json:"uuid,omitempty"`
+}
+
+// Section reads the partition's own bytes.
+func (d *Disk) Section(p Partition) *io.SectionReader {
+	return io.NewSectionReader(d.guest, p.Start, p.Size)
+}
+
+// String is how errors and plans name a partition.
+func (p Partition) String() string {
+	var s strings.Builder
+	if p.Number == 0 {
+		s.WriteString("the whole disk")
+	} else {
+		fmt.Fprintf(&s, "partition %d", p.Number)
+	}
+	var of []string
+	if p.Name != "" {
+		of = append(of, fmt.Sprintf("name %q", p.Name))
+	}
+	if p.Label != "" {
+		of = append(of, fmt.Sprintf("label %q", p.Label))
+	}
+	kind := string(p.Kind)
+	if kind == "" {
+		kind = "no known filesystem"
+	}
+	of = append(of, kind, Bytes(p.Size))
+	return s.String() + " (" + strings.Join(of, ", ") + ")"
+}
+
+// Matches says whether a person's words mean this partition: its number, its GPT name or GUID, or the
+// filesystem's label or UUID, optionally behind fstab's LABEL=, UUID=, PARTLABEL= or PARTUUID=.
+func (p Partition) Matches(word string) bool {
+	key, value, tagged := strings.Cut(word, "=")
+	if !tagged {
+		key, value = "", word
+	}
+	same := func(tag, have string) bool {
+		return (key == "" || strings.EqualFold(key, tag)) && have != "" && strings.EqualFold(have, value)
+	}
+	if key == "" && value == fmt.Sprint(p.Number) {
+		return true
+	}
+	return same("PARTLABEL", p.Name) || same("PARTUUID", p.GUID) || same("LABEL", p.Label) || same("UUID", p.UUID)
+}
+
+// Bytes writes a size for people, in powers of 1024.
+func Bytes(n int64) string {
+	if n < 1024 {
+		return fmt.Sprintf("%d B", n)
+	}
+	v, unit := float64(n), 0
+	for v >= 1023.95 && unit < 6 {
+		v /= 1024
+		unit++
+	}
+	return fmt.Sprintf("%.1f %ciB", v, " KMGTPE"[unit])
+}

@@ -1,0 +1,143 @@
+// Package filesystem is where the pipeline meets the filesystems on a disk: the two small interfaces that
+// every reader and writer satisfies, and the probe that tells what a partition holds.
+//
+// A file's record is archive/tar's Header, so that the filesystem packages, the store writer and the tar
+// streams between them share no type of ours. Names are slash-separated and relative to the filesystem's
+// root; a leading slash is ignored; components are never resolved through symbolic links.
+package filesystem
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/nodebake/nodebake/imagebuild/filesystem/ext4"
+)
+
+// Reader reads a filesystem. Missing names match fs.ErrNotExist.
+type Reader interface {
+	// Stat describes a name and never follows a final symbolic link. Extended attributes are in
+	// PAXRecords under "SCHILY.xattr."+name.
+	Stat(name string) (*tar.Header, error)
+	// ReadDir lists a folder's names in byte order, without "." and "..".
+	ReadDir(name string) ([]string, error)
+	// Open gives a regular file's content; holes read as zeros.
+	Open(name string) (*io.SectionReader, error)
+}
+
+// Writer changes a filesystem. Nothing is final before Commit. One goroutine at a time.
+type Writer interface {
+	Reader
+	// Add creates h.Name. The parent must exist. An existing name is fs.ErrExist, except a folder over a
+	// folder, which takes h's attributes and keeps its entries.
+	Add(h *tar.Header, r io.Reader) error
+	// Replace is Add of a regular file that takes the place of one that exists, as rename(2) would.
+	Replace(h *tar.Header, r io.Reader) error
+	// Remove unlinks a file or an empty folder.
+	Remove(name string) error
+	// Commit writes what is still in memory. It returns an error that matches ErrNoSpace, and carries the
+	// need, where the filesystem was too small for what was added.
+	Commit(ctx context.Context) error
+}
+
+// ErrNoWriter says that a filesystem is known but cannot be read or written by this version.
+var ErrNoWriter = errors.New("filesystem cannot be written yet")
+
+// Device is where a writer's blocks go: a partition of the disk being made.
+type Device interface {
+	io.ReaderAt
+	io.WriterAt
+}
+
+// Info says what an opened filesystem is.
+type Info struct {
+	Kind       Kind     `json:"kind"`
+	Label      string   `json:"label,omitempty"`
+	UUID       string   `json:"uuid,omitempty"`
+	BlockSize  int64    `json:"blockSize"`
+	Blocks     int64    `json:"blocks"`
+	FreeBlocks int64    `json:"freeBlocks"`
+	Inodes     int64    `json:"inodes"`
+	FreeInodes int64    `json:"freeInodes"`
+	Features   []string `json:"features,omitempty"`
+}
+
+// Space is what a writer found free and what has been taken of it, in blocks of BlockSize bytes and in inodes.
+type Space struct {
+	BlockSize  int64 `json:"blockSize"`
+	FreeBlocks int64 `json:"freeBlocks"`
+	NeedBlocks int64 `json:"needBlocks"`
+	FreeInodes int64 `json:"freeInodes"`
+	NeedInodes int64 `json:"needInodes"`
+}
+
+// FreeBytes is the free space in bytes.
+func (s Space) FreeBytes() int64 { return s.FreeBlocks * s.BlockSize }
+
+// NeedBytes is the need in bytes.
+func (s Space) NeedBytes() int64 { return s.NeedBlocks * s.BlockSize }
+
+// NoSpaceError says what did not fit. It matches ErrNoSpace.
+type NoSpaceError struct{ Space }
+
+// ErrNoSpace is matched by every error for a filesystem that is too small for what it should hold.
+var ErrNoSpace = errors.New("not enough space in the filesystem")
+
+func (e *NoSpaceError) Error() string {
+	return fmt.Sprintf("needs %d blocks of %d bytes and %d inodes; free are %d blocks and %d inodes",
+		e.NeedBlocks, e.BlockSize, e.NeedInodes, e.FreeBlocks, e.FreeInodes)
+}
+
+// Is reports that the error matches ErrNoSpace.
+func (e *NoSpaceError) Is(target error) bool { return target == ErrNoSpace }
+
+// Options steer a writer.
+type Options struct {
+	// Now is the time of everything that names no time of its own.
+	Now time.Time
+	// CountOnly counts what would be written and writes nothing.
+	CountOnly bool
+}
+
+// Open opens the filesystem of the given kind that fills r from 0 to size, for reading.
+func Open(r io.ReaderAt, size int64, kind Kind) (Reader, Info, error) {
+	switch kind {
+	case Ext4:
+		f, err := ext4.Open(r, size)
+		if err != nil {
+			return nil, Info{Kind: kind}, err
+		}
+		i := f.Info()
+		return f, Info{Kind: kind, Label: i.Label, UUID: i.UUID, BlockSize: i.BlockSize, Blocks: i.Blocks,
+			FreeBlocks: i.FreeBlocks, Inodes: i.Inodes, FreeInodes: i.FreeInodes, Features: i.Features}, nil
+	}
+	return nil, Info{Kind: kind}, fmt.Errorf("%s: %w", kind, ErrNoWriter)
+}
+
+// OpenWriter opens the filesystem of the given kind that fills d from 0 to size, for writing. The second
+// result tells at any time how much space there was and how much has been taken.
+func OpenWriter(d Device, size int64, kind Kind, o Options) (Writer, func() Space, error) {
+	switch kind {
+	case Ext4:
+		w, err := ext4.OpenWriter(d, size, ext4.Options{Now: o.Now, CountOnly: o.CountOnly})
+		if err != nil {
+			return nil, nil, err
+		}
+		return ext4Writer{w}, func() Space { return Space(w.Space()) }, nil
+	}
+	return nil, nil, fmt.Errorf("%s: %w", kind, ErrNoWriter)
+}
+
+type ext4Writer struct{ *ext4.Writer }
+
+func (w ext4Writer) Commit(ctx context.Context) error {
+	err := w.Writer.Commit(ctx)
+	var full *ext4.NoSpaceError
+	if errors.As(err, &full) {
+		return &NoSpaceError{Space(full.Space)}
+	}
+	return err
+}

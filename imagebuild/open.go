@@ -1,0 +1,139 @@
+package imagebuild
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/nodebake/nodebake/imagebuild/disk"
+	"github.com/nodebake/nodebake/imagebuild/osroot"
+	"github.com/nodebake/nodebake/storeseed/storageconf"
+)
+
+// DefaultStore is where a bake puts the store unless told otherwise.
+const DefaultStore = "/var/images"
+
+// Opened is a disk with its operating system found. Safe for concurrent reading.
+type Opened struct {
+	Disk *disk.Disk
+	Root *osroot.Root
+}
+
+// OpenDisk opens the disk image at path and finds its root; root names the partition where the disk does not
+// say enough by itself (see osroot.Find). The caller closes it.
+func OpenDisk(path, root string) (*Opened, error) {
+	d, err := disk.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	r, err := osroot.Find(d, root)
+	if err != nil {
+		d.Close()
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return &Opened{Disk: d, Root: r}, nil
+}
+
+// Close closes the disk.
+func (o *Opened) Close() error { return o.Disk.Close() }
+
+// Path is where a path of the running system lies in the root filesystem, with every symbolic link followed.
+func (o *Opened) Path(name string) (string, error) { return osroot.Resolve(o.Root.Reader, name) }
+
+// ReadFile reads a small file of the running system.
+func (o *Opened) ReadFile(name string) ([]byte, error) { return osroot.ReadFile(o.Root.Reader, name) }
+
+// StorageConf is what the disk's storage.conf says, and which file that is.
+type StorageConf struct {
+	Path string `json:"path"`
+	storageconf.Config
+}
+
+// confPaths are where an engine looks for storage.conf: the first that exists counts, whole.
+var confPaths = []string{"/etc/containers/storage.conf", "/usr/share/containers/storage.conf"}
+
+// StorageConf reads the file that the engines on the disk would read. None is fs.ErrNotExist.
+func (o *Opened) StorageConf() (StorageConf, error) {
+	for _, p := range confPaths {
+		b, err := o.ReadFile(p)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return StorageConf{}, err
+		}
+		c, err := storageconf.Parse(b)
+		if err != nil {
+			return StorageConf{}, fmt.Errorf("%s: %w", p, err)
+		}
+		return StorageConf{p, c}, nil
+	}
+	return StorageConf{}, fmt.Errorf("storage.conf: %w", fs.ErrNotExist)
+}
+
+// Store is an image store on the disk.
+type Store struct {
+	// Path is the running system's name for it; Root is where that lies in the root filesystem.
+	Path string `json:"path"`
+	Root string `json:"-"`
+	// Configured says that storage.conf lists it.
+	Configured bool `json:"configured"`
+	// Primary says that it is the engine's read-write graphroot.
+	Primary bool `json:"primary,omitempty"`
+}
+
+// Stores lists the stores that are there: those that storage.conf names, the default one, and the graphroot.
+func (o *Opened) Stores() ([]Store, error) {
+	conf, err := o.StorageConf()
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	var named []Store
+	for _, p := range conf.AdditionalImageStores {
+		named = append(named, Store{Path: p, Configured: true})
+	}
+	if !slices.ContainsFunc(named, func(s Store) bool { return path.Clean(s.Path) == DefaultStore }) {
+		named = append(named, Store{Path: DefaultStore})
+	}
+	graphroot := conf.GraphRoot
+	if graphroot == "" {
+		graphroot = "/var/lib/containers/storage"
+	}
+	named = append(named, Store{Path: graphroot, Configured: true, Primary: true})
+	var stores []Store
+	for _, s := range named {
+		if s.Root, err = o.Path(s.Path); err != nil {
+			return nil, fmt.Errorf("store %s: %w", s.Path, err)
+		}
+		_, err := o.Root.Reader.Stat(path.Join(s.Root, "overlay-images", "images.json"))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("store %s: %w", s.Path, err)
+		}
+		if !slices.ContainsFunc(stores, func(have Store) bool { return have.Root == s.Root }) {
+			stores = append(stores, s)
+		}
+	}
+	return stores, nil
+}
+
+// cleanStore checks the path that a store is asked to have.
+func cleanStore(p string) (string, error) {
+	switch {
+	case p == "":
+		return DefaultStore, nil
+	case !strings.HasPrefix(p, "/"), strings.ContainsAny(p, "\x00\n\"\\"):
+		return "", fmt.Errorf("%w: the store's path %q must be absolute and plain, such as %s", ErrUsage, p, DefaultStore)
+	}
+	c := path.Clean(p)
+	if c != p && c+"/" != p || strings.Count(c, "/") < 2 {
+		return "", fmt.Errorf("%w: the store's path %q must name a folder below a top folder, without . or .., such as %s", ErrUsage, p, DefaultStore)
+	}
+	return c, nil
+}
+

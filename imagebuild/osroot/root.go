@@ -1,0 +1,269 @@
+package osroot
+
+import (
+	"cmp"
+	"debug/elf"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"strings"
+
+	"github.com/nodebake/nodebake/imagebuild/disk"
+	"github.com/nodebake/nodebake/imagebuild/filesystem"
+)
+
+// Errors of Find. An error for a root of a kind that cannot be written matches disk.ErrUnsupported.
+var (
+	ErrNoRoot    = errors.New("no root filesystem found")
+	ErrAmbiguous = errors.New("more than one partition could be the root")
+)
+
+// Root is the operating system's root filesystem.
+type Root struct {
+	Partition disk.Partition
+	Info      filesystem.Info
+	Reader    filesystem.Reader
+	Release   Release
+	Mounts    []Mount
+	// Platform is what the disk runs on, "linux/amd64" and so on; empty where nothing on it says.
+	Platform string
+	// Why says in a few words what the choice rests on.
+	Why string
+}
+
+// rootTypes are the types of the Discoverable Partitions Specification for a root partition.
+var rootTypes = map[string]string{
+	"4f68bce3-e8cd-4db1-96e7-fbcaf984b709": "linux/amd64",
+	"b921b045-1df0-41c3-af44-4c6f280d3fae": "linux/arm64",
+	"69dad710-2ce4-4e3c-b16c-21a1d49abed3": "linux/arm",
+	"44479540-f297-41b2-9af7-d131d5f0458a": "linux/386",
+	"72ec70a6-cf74-40e6-bd49-4bda08e8f224": "linux/riscv64",
+	"c31c45e6-3f39-412e-80fb-4809c4980599": "linux/ppc64le",
+	"5eead9a9-fe09-4a1e-a1d7-520d00531306": "linux/s390x",
+}
+
+// rootLabels are labels by which installers and image builders name a root filesystem or its partition.
+var rootLabels = []string{"root", "rootfs", "/", "cloudimg-rootfs", "cloud-rootfs"}
+
+func labelled(p disk.Partition) bool {
+	return slices.Contains(rootLabels, strings.ToLower(p.Label)) || slices.Contains(rootLabels, strings.ToLower(p.Name))
+}
+
+// Find finds the root partition of the disk. choice, if not empty, names it: a number, a name, a label, or a
+// UUID (see disk.Partition.Matches). Without it the root is the one partition that holds an os-release file;
+// where several do, the partition type, then the filesystem table that names its own partition as "/", then
+// the label must single one out: what remains ambiguous is an error that lists the candidates.
+func Find(d *disk.Disk, choice string) (*Root, error) {
+	parts := d.Partitions
+	if choice != "" {
+		parts = nil
+		for _, p := range d.Partitions {
+			if p.Matches(choice) {
+				parts = append(parts, p)
+			}
+		}
+		switch len(parts) {
+		case 0:
+			return nil, fmt.Errorf("no partition matches %q; the disk has %s", choice, list(d.Partitions))
+		case 1:
+		default:
+			return nil, fmt.Errorf("%w: %q matches %s; give the number", ErrAmbiguous, choice, list(parts))
+		}
+	}
+	var roots []*Root
+	var broken []error
+	for _, p := range parts {
+		if !p.Kind.Writable() {
+			continue
+		}
+		r, info, err := filesystem.Open(d.Section(p), p.Size, p.Kind)
+		if err != nil {
+			broken = append(broken, fmt.Errorf("%s: %w", p, err))
+			continue
+		}
+		rel, err := ReadRelease(r)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			broken = append(broken, fmt.Errorf("%s: reading os-release: %w", p, err))
+			continue
+		}
+		mounts, err := ReadFstab(r)
+		if err != nil {
+			return nil, fmt.Errorf("%s: reading /etc/fstab: %w", p, err)
+		}
+		roots = append(roots, &Root{Partition: p, Info: info, Reader: r, Release: rel, Mounts: mounts, Why: "the only one with an os-release file"})
+	}
+	if len(roots) == 0 {
+		return nil, none(parts, broken, choice)
+	}
+	for _, narrow := range []struct {
+		why  string
+		keep func(*Root) bool
+	}{
+		{"its partition type says root", func(r *Root) bool { return rootTypes[r.Partition.Type] != "" }},
+		{"its own fstab names it as /", namesItself},
+		{"its label", func(r *Root) bool { return labelled(r.Partition) }},
+	} {
+		if len(roots) == 1 {
+			break
+		}
+		var kept []*Root
+		for _, r := range roots {
+			if narrow.keep(r) {
+				kept = append(kept, r)
+			}
+		}
+		if len(kept) > 0 {
+			roots = kept
+			roots[0].Why = narrow.why
+		}
+	}
+	if len(roots) > 1 {
+		var cands []disk.Partition
+		for _, r := range roots {
+			cands = append(cands, r.Partition)
+		}
+		return nil, fmt.Errorf("%w: %s; choose one with --root NUMBER", ErrAmbiguous, list(cands))
+	}
+	root := roots[0]
+	if choice != "" {
+		root.Why = "chosen by --root"
+	}
+	root.Platform = platform(root)
+	return root, nil
+}
+
+// none explains why no root was found, most likely cause first.
+func none(parts []disk.Partition, broken []error, choice string) error {
+	if len(broken) > 0 {
+		return fmt.Errorf("%w: %w", ErrNoRoot, errors.Join(broken...))
+	}
+	var unwritable []disk.Partition
+	for _, p := range parts {
+		switch p.Kind {
+		case filesystem.Unknown, filesystem.VFAT, filesystem.Swap:
+			continue
+		}
+		if !p.Kind.Writable() {
+			unwritable = append(unwritable, p)
+		}
+	}
+	// A root type counts for more than a label, and a label for more than any size.
+	likely := func(p disk.Partition) (int, int64) {
+		switch {
+		case rootTypes[p.Type] != "":
+			return 2, p.Size
+		case labelled(p):
+			return 1, p.Size
+		}
+		return 0, p.Size
+	}
+	if len(unwritable) > 0 {
+		slices.SortStableFunc(unwritable, func(a, b disk.Partition) int {
+			ra, sa := likely(a)
+			rb, sb := likely(b)
+			return cmp.Or(cmp.Compare(rb, ra), cmp.Compare(sb, sa))
+		})
+		p := unwritable[0]
+		return fmt.Errorf("%w: the root is on %s, and %s cannot be written by this version (ext4 can)",
+			disk.ErrUnsupported, p, describe(p.Kind))
+	}
+	if choice != "" {
+		return fmt.Errorf("%w: %s holds no /etc/os-release", ErrNoRoot, list(parts))
+	}
+	return fmt.Errorf("%w: none of %s holds an /etc/os-release", ErrNoRoot, list(parts))
+}
+
+func describe(k filesystem.Kind) string {
+	switch k {
+	case filesystem.XFS:
+		return "XFS"
+	case filesystem.LVM:
+		return "an LVM physical volume"
+	case filesystem.LUKS:
+		return "a LUKS-encrypted volume"
+	case filesystem.RAID:
+		return "a Linux RAID member"
+	}
+	return string(k)
+}
+
+func namesItself(r *Root) bool {
+	for _, m := range r.Mounts {
+		if m.Target == "/" && strings.Contains(m.Source, "=") && r.Partition.Matches(m.Source) {
+			return true
+		}
+	}
+	return false
+}
+
+func list(parts []disk.Partition) string {
+	var s []string
+	for _, p := range parts {
+		s = append(s, p.String())
+	}
+	return strings.Join(s, ", ")
+}
+
+// platform reads the architecture from the partition's type or from the ELF header of a program that every
+// system has.
+func platform(r *Root) string {
+	if p := rootTypes[r.Partition.Type]; p != "" {
+		return p
+	}
+	for _, name := range []string{"sbin/init", "usr/lib/systemd/systemd", "bin/sh", "usr/bin/env", "bin/busybox", "lib/ld-linux.so.2"} {
+		real, err := Resolve(r.Reader, name)
+		if err != nil {
+			continue
+		}
+		f, err := r.Reader.Open(real)
+		if err != nil {
+			continue
+		}
+		head := make([]byte, 20)
+		if _, err := f.ReadAt(head, 0); err != nil {
+			continue
+		}
+		if p := elfPlatform(head); p != "" {
+			return p
+		}
+	}
+	return ""
+}
+
+// elfPlatform reads the byte order and machine of an ELF header (gABI, "ELF Header"). The header alone is
+// read: debug/elf is not made for hostile files.
+func elfPlatform(head []byte) string {
+	if string(head[:4]) != elf.ELFMAG {
+		return ""
+	}
+	little := elf.Data(head[elf.EI_DATA]) == elf.ELFDATA2LSB
+	order := binary.ByteOrder(binary.BigEndian)
+	if little {
+		order = binary.LittleEndian
+	}
+	switch elf.Machine(order.Uint16(head[18:])) {
+	case elf.EM_X86_64:
+		return "linux/amd64"
+	case elf.EM_AARCH64:
+		return "linux/arm64"
+	case elf.EM_386:
+		return "linux/386"
+	case elf.EM_ARM:
+		return "linux/arm/v7"
+	case elf.EM_S390:
+		return "linux/s390x"
+	case elf.EM_PPC64:
+		if little {
+			return "linux/ppc64le"
+		}
+		return "linux/ppc64"
+	case elf.EM_RISCV:
+		return "linux/riscv64"
+	}
+	return ""
+}

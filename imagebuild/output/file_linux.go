@@ -1,0 +1,132 @@
+package output
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// createTemp opens a file in dir that has no name, so that even SIGKILL leaves nothing behind; where the
+// filesystem cannot do that it has a name, which is returned.
+func createTemp(dir, base string) (*os.File, string, error) {
+	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o666)
+	if err == nil {
+		// Naming the file later goes through /proc, which a bare chroot may lack.
+		if unix.Access("/proc/self/fd/"+strconv.Itoa(fd), unix.F_OK) != nil {
+			unix.Close(fd)
+		} else {
+			return os.NewFile(uintptr(fd), filepath.Join(dir, base)), "", nil
+		}
+	}
+	for i := 0; ; i++ {
+		name := filepath.Join(dir, "."+base+".nodebake-"+strconv.Itoa(os.Getpid())+"-"+strconv.Itoa(i))
+		f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o666)
+		if errors.Is(err, os.ErrExist) && i < 100 {
+			continue
+		}
+		return f, name, err
+	}
+}
+
+// place gives the finished file its name. Without force a file that has come there meanwhile stays.
+func (t *Target) place() error {
+	if t.temp == "" {
+		self := "/proc/self/fd/" + strconv.Itoa(int(t.file.Fd()))
+		err := unix.Linkat(unix.AT_FDCWD, self, unix.AT_FDCWD, t.path, unix.AT_SYMLINK_FOLLOW)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("naming the output %s: %w", t.path, err)
+		}
+		if !t.force {
+			return fmt.Errorf("%s: %w: it came there while the bake ran", t.path, ErrExists)
+		}
+		t.temp = filepath.Join(filepath.Dir(t.path), "."+filepath.Base(t.path)+".nodebake-"+strconv.Itoa(os.Getpid()))
+		if err := unix.Linkat(unix.AT_FDCWD, self, unix.AT_FDCWD, t.temp, unix.AT_SYMLINK_FOLLOW); err != nil {
+			return fmt.Errorf("naming the output %s: %w", t.temp, err)
+		}
+	}
+	if t.force {
+		return os.Rename(t.temp, t.path)
+	}
+	if err := unix.Renameat2(unix.AT_FDCWD, t.temp, unix.AT_FDCWD, t.path, unix.RENAME_NOREPLACE); err != nil {
+		if errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("%s: %w: it came there while the bake ran", t.path, ErrExists)
+		}
+		return fmt.Errorf("naming the output %s: %w", t.path, err)
+	}
+	return nil
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
+
+// copyFile makes dst the same as src: by sharing its blocks where the filesystem can, else by copying the
+// ranges that hold data.
+func copyFile(ctx context.Context, dst, src *os.File) error {
+	size, err := src.Seek(0, io.SeekEnd)
+	if err != nil {
+		return err
+	}
+	if unix.IoctlFileClone(int(dst.Fd()), int(src.Fd())) == nil {
+		return nil
+	}
+	if err := dst.Truncate(size); err != nil {
+		return err
+	}
+	for off := int64(0); off < size; {
+		start, err := unix.Seek(int(src.Fd()), off, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) {
+			return nil
+		}
+		end := size
+		if err != nil {
+			start = off // no hole map here: all is data
+		} else if end, err = unix.Seek(int(src.Fd()), start, unix.SEEK_HOLE); err != nil {
+			return fmt.Errorf("reading the base's holes: %w", err)
+		}
+		if err := copyRange(ctx, dst, src, start, end-start); err != nil {
+			return err
+		}
+		off = end
+	}
+	return nil
+}
+
+func copyRange(ctx context.Context, dst, src *os.File, off, n int64) error {
+	const step = 64 << 20
+	for n > 0 {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		in, out := off, off
+		c, err := unix.CopyFileRange(int(src.Fd()), &in, int(dst.Fd()), &out, int(min(n, step)), 0)
+		if err != nil || c == 0 {
+			// Older kernels, or two filesystems that cannot: the plain way.
+			w := io.NewOffsetWriter(dst, off)
+			m, err := io.CopyBuffer(struct{ io.Writer }{w}, io.NewSectionReader(src, off, min(n, step)), make([]byte, 1<<20))
+			if err != nil {
+				return fmt.Errorf("copying the base: %w", err)
+			}
+			if m == 0 {
+				return fmt.Errorf("copying the base: %w: it became shorter at byte %d", io.ErrUnexpectedEOF, off)
+			}
+			c = int(m)
+		}
+		off, n = off+int64(c), n-int64(c)
+	}
+	return nil
+}

@@ -1,0 +1,178 @@
+// Package output makes the new disk: a private copy of the base in the format that is asked for, beside where
+// the output will be, which is written to like a disk and then put in place as the last act.
+package output
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/nodebake/nodebake/imagebuild/disk"
+	"github.com/nodebake/nodebake/qcow"
+)
+
+// Errors of Check and Create.
+var (
+	ErrExists = errors.New("output exists")
+	ErrIsBase = errors.New("output is the base disk itself")
+)
+
+// Check refuses an output path that cannot be used, before any work is done. force permits an existing file
+// to be replaced.
+func Check(base *disk.Disk, path string, force bool) error {
+	dir, err := os.Stat(filepath.Dir(path))
+	if err != nil {
+		return fmt.Errorf("the output's folder: %w", err)
+	}
+	if !dir.IsDir() {
+		return fmt.Errorf("the output's folder %s is not a folder", filepath.Dir(path))
+	}
+	st, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	switch {
+	case base.Uses(st):
+		return fmt.Errorf("%s: %w, which is never written; choose another --output", path, ErrIsBase)
+	case !st.Mode().IsRegular():
+		return fmt.Errorf("%s is not a regular file; choose another --output", path)
+	case !force:
+		return fmt.Errorf("%s: %w; --force replaces it", path, ErrExists)
+	}
+	return nil
+}
+
+// Target is a disk being made. One goroutine at a time.
+type Target struct {
+	path  string
+	force bool
+	file  *os.File
+	temp  string // empty while the file has no name at all
+	image *qcow.Writer
+	size  int64
+}
+
+// Create makes a private copy of the base in the given format. Where base and target formats are the same the
+// image file is carried over as it is, by reflink or copy_file_range where the host offers it, so that
+// compressed clusters stay compressed; else its contents are converted. Until Finish nothing is at path, and
+// Abort, or the end of the process, leaves nothing.
+func Create(ctx context.Context, base *disk.Disk, path string, format disk.Format, force bool) (t *Target, err error) {
+	if err := Check(base, path, force); err != nil {
+		return nil, err
+	}
+	t = &Target{path: path, force: force, size: base.Size()}
+	if t.file, t.temp, err = createTemp(filepath.Dir(path), filepath.Base(path)); err != nil {
+		return nil, fmt.Errorf("creating a temporary file beside %s: %w", path, err)
+	}
+	defer func() {
+		if err != nil {
+			t.Abort()
+		}
+	}()
+	if format == disk.Raw {
+		if base.Format == disk.Raw {
+			return t, copyFile(ctx, t.file, base.File())
+		}
+		if err := t.file.Truncate(base.Size()); err != nil {
+			return nil, err
+		}
+		return t, qcow.CopyRaw(ctx, t.file, base.Image, nil)
+	}
+	if base.Format == disk.Qcow2 {
+		info := base.Image.Info()
+		if err := qcow.CanPatch(info); err == nil {
+			if err := copyFile(ctx, t.file, base.File()); err != nil {
+				return nil, err
+			}
+			st, err := t.file.Stat()
+			if err != nil {
+				return nil, err
+			}
+			if t.image, err = qcow.OpenPatch(t.file, st.Size(), qcow.Options{}); err != nil {
+				return nil, err
+			}
+			return t, nil
+		}
+	}
+	if t.image, err = qcow.Create(t.file, base.Size(), qcow.CreateOptions{}); err != nil {
+		return nil, err
+	}
+	var src qcow.Source = base
+	if base.Image != nil {
+		src = base.Image
+	}
+	return t, qcow.Copy(ctx, t.image, src, nil)
+}
+
+// ReadAt reads guest bytes of the disk being made.
+func (t *Target) ReadAt(p []byte, off int64) (int, error) {
+	if t.image != nil {
+		return t.image.ReadAt(p, off)
+	}
+	return t.file.ReadAt(p, off)
+}
+
+// WriteAt writes guest bytes of the disk being made.
+func (t *Target) WriteAt(p []byte, off int64) (int, error) {
+	if off < 0 || int64(len(p)) > t.size-off {
+		return 0, fmt.Errorf("writing %d bytes at %d: past the end of the disk (%d bytes)", len(p), off, t.size)
+	}
+	if t.image != nil {
+		return t.image.WriteAt(p, off)
+	}
+	return t.file.WriteAt(p, off)
+}
+
+// Size is the guest's size in bytes.
+func (t *Target) Size() int64 { return t.size }
+
+// Flush writes all of the image's own metadata, so that the file can be read as a whole image.
+func (t *Target) Flush() error {
+	if t.image != nil {
+		return t.image.Flush()
+	}
+	return nil
+}
+
+// Finish makes the file durable and gives it its name, as the last act. The target is closed in any case.
+func (t *Target) Finish(ctx context.Context) (err error) {
+	defer func() {
+		if err != nil {
+			t.Abort()
+		}
+	}()
+	if t.image != nil {
+		if err := t.image.Close(); err != nil {
+			return fmt.Errorf("finishing the image: %w", err)
+		}
+	}
+	if err := t.file.Sync(); err != nil {
+		return fmt.Errorf("flushing the output to its device: %w", err)
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := t.place(); err != nil {
+		return err
+	}
+	t.temp = ""
+	if err := t.file.Close(); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(t.path))
+}
+
+// Abort throws the disk away. It may be called more than once, and after Finish does nothing.
+func (t *Target) Abort() {
+	t.file.Close()
+	if t.temp != "" {
+		os.Remove(t.temp)
+		t.temp = ""
+	}
+}
