@@ -1,0 +1,52 @@
+# make demo   build, and bake the embedded demo disk
+# make test   install what the tests need (as root), run every check and test
+# make bench  the tables of docs/performance.md
+
+export CGO_ENABLED := 0
+TAGS := containers_image_openpgp exclude_graphdriver_btrfs exclude_graphdriver_zfs containers_image_docker_daemon_stub
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+GO := go
+BUILD := $(GO) build -trimpath -tags "$(TAGS)" -ldflags "-s -w -X main.version=$(VERSION)"
+PACKAGES := attr btrfs-progs buildah ca-certificates crun cryptsetup-bin dosfstools e2fsprogs fdisk fuse-overlayfs gdisk \
+	libcap2-bin lvm2 mmdebstrap mtools podman qemu-system-x86 qemu-utils skopeo util-linux xfsprogs zstd docker-registry
+
+.PHONY: all build demo test test-short check generate bench soak fuzz tools clean
+
+all: build
+
+build: bin/nodebake
+
+.PHONY: bin/nodebake
+bin/nodebake:
+	@mkdir -p bin
+	$(BUILD) -o $@ ./cmd/nodebake
+
+demo: build
+	@examples/demo/run.sh
+
+# Everything a release must pass. CI=true makes a missing tool a failure.
+test: tools check
+	$(GO) test -tags "$(TAGS)" -timeout 28m ./...
+
+check:
+	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo "run gofmt on the files above"; exit 1; }
+	$(GO) vet -tags "$(TAGS)" ./...
+	$(GO) tool staticcheck -tags "$(TAGS)" ./...
+
+# Packages that the tests drive, installed only where one is missing and only as root.
+tools:
+	@missing=$$(for p in $(PACKAGES); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'install ok installed' || echo $$p; done); \
+	if [ -n "$$missing" ]; then \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			echo "installing: " $$missing; \
+			apt-get update -q >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $$missing >/dev/null; \
+		else \
+			echo "not installed, so some tests will be skipped (or fail where CI=true): " $$missing; \
+		fi; \
+	fi
+
+bench: tools build
+	$(GO) test -tags "$(TAGS)" -run '^$$' -bench . -benchtime 1x -timeout 60m ./integration/...
+
+clean:
+	rm -rf bin dist

@@ -1,0 +1,13 @@
+#!/bin/sh
+# The main job on the embedded disk and image. `make demo` builds bin/nodebake first.
+set -eu
+cd "$(dirname "$0")/../.."
+out=$(mktemp -d)
+trap 'rm -rf "$out"' EXIT
+say() { printf '\n$ %s\n' "$*"; "$@"; }
+PATH=$PWD/bin:$PATH
+cd examples/demo
+say nodebake build --base base.qcow2 --image oci-archive:hello.oci.tar --output "$out/node.qcow2"
+say nodebake images "$out/node.qcow2"
+say nodebake verify "$out/node.qcow2"
+say nodebake cat "$out/node.qcow2:/etc/containers/storage.conf"
