@@ -1,0 +1,136 @@
+package qcow
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/klauspost/compress/flate"
+	"github.com/klauspost/compress/zstd"
+)
+
+// maxZstdWindow is what the zstd tool accepts by default; whole frames are decoded into the cluster itself, so a window costs no memory.
+const maxZstdWindow = 128 << 20
+
+// decompress fills dst from the start of src; what trails in src belongs to others. A stream that ends before dst is full is an error.
+func decompress(typ uint8, dst, src []byte) error {
+	if typ == compressionZstd {
+		return unzstd(dst, src)
+	}
+	return inflate(dst, src)
+}
+
+type inflater struct {
+	in bytes.Reader
+	r  io.ReadCloser
+}
+
+var inflaters = sync.Pool{New: func() any {
+	f := new(inflater)
+	f.r = flate.NewReader(&f.in)
+	return f
+}}
+
+func inflate(dst, src []byte) error {
+	f := inflaters.Get().(*inflater)
+	defer inflaters.Put(f)
+	f.in.Reset(src)
+	if err := f.r.(flate.Resetter).Reset(&f.in, nil); err != nil {
+		return err
+	}
+	n, err := io.ReadFull(f.r, dst)
+	f.in.Reset(nil)
+	if err == io.EOF || err == io.ErrUnexpectedEOF {
+		return fmt.Errorf("deflate stream gives %d of %d bytes", n, len(dst))
+	}
+	return err
+}
+
+var zstdDecoders = sync.Pool{New: func() any {
+	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxZstdWindow), zstd.WithDecodeAllCapLimit(true),
+		zstd.WithDecoderLowmem(true))
+	if err != nil {
+		panic(err) // constant options
+	}
+	return d
+}}
+
+func unzstd(dst, src []byte) error {
+	d := zstdDecoders.Get().(*zstd.Decoder)
+	defer zstdDecoders.Put(d)
+	n := 0
+	for n < len(dst) {
+		frame, err := zstdFrame(src)
+		if err != nil {
+			return fmt.Errorf("zstd stream gives %d of %d bytes: %w", n, len(dst), err)
+		}
+		out, err := d.DecodeAll(src[:frame], dst[n:n:len(dst)])
+		if err != nil {
+			return err
+		}
+		n += len(out)
+		src = src[frame:]
+	}
+	return nil
+}
+
+var errZstdFrame = errors.New("no whole zstd frame")
+
+// zstdFrame is the length of the frame that b starts with (RFC 8878, section 3.1), found by its block headers.
+func zstdFrame(b []byte) (int, error) {
+	if len(b) < 8 {
+		return 0, errZstdFrame
+	}
+	m := binary.LittleEndian.Uint32(b)
+	if m>>4 == 0x184d2a5 {
+		n := uint64(binary.LittleEndian.Uint32(b[4:])) + 8
+		if n > uint64(len(b)) {
+			return 0, errZstdFrame
+		}
+		return int(n), nil
+	}
+	if m != 0xfd2fb528 {
+		return 0, errZstdFrame
+	}
+	d := b[4]
+	single := d&0x20 != 0
+	p := 5 + []int{0, 1, 2, 4}[d&3] + []int{0, 2, 4, 8}[d>>6]
+	if single {
+		if d>>6 == 0 {
+			p++
+		}
+	} else {
+		p++
+	}
+	for {
+		if p+3 > len(b) {
+			return 0, errZstdFrame
+		}
+		bh := uint32(b[p]) | uint32(b[p+1])<<8 | uint32(b[p+2])<<16
+		p += 3
+		switch bh >> 1 & 3 {
+		case 1:
+			p++
+		case 3:
+			return 0, errZstdFrame
+		default:
+			p += int(bh >> 3)
+		}
+		if p > len(b) {
+			return 0, errZstdFrame
+		}
+		if bh&1 != 0 {
+			break
+		}
+	}
+	if d&4 != 0 {
+		p += 4
+	}
+	if p > len(b) {
+		return 0, errZstdFrame
+	}
+	return p, nil
+}
