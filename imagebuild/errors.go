@@ -1,9 +1,32 @@
 package imagebuild
 
-import "errors"
+import (
+	"errors"
 
-// ErrUsage is matched by errors in what the caller asked for, as against in what was found.
-var ErrUsage = errors.New("wrong use")
+	"github.com/nodebake/nodebake/imagebuild/disk"
+	"github.com/nodebake/nodebake/imagebuild/filesystem"
+	"github.com/nodebake/nodebake/imagebuild/filesystem/ext4"
+	"github.com/nodebake/nodebake/imagebuild/osroot"
+	"github.com/nodebake/nodebake/qcow"
+)
 
-// ErrVerify is matched when a disk is not what it claims to be.
-var ErrVerify = errors.New("verification failed")
+var (
+	// ErrUsage is matched by errors in what the caller asked for, as against in what was found.
+	ErrUsage = errors.New("wrong use")
+	// ErrVerify is matched when a disk is not what it claims to be.
+	ErrVerify = errors.New("verification failed")
+)
+
+// IsNoSpace says whether a bake failed because the root filesystem is too small.
+func IsNoSpace(err error) bool { return errors.Is(err, filesystem.ErrNoSpace) }
+
+// IsUnsupported says whether an error is about a disk of a kind, or in a state, that is not handled, as
+// against one that is broken.
+func IsUnsupported(err error) bool {
+	for _, target := range []error{disk.ErrUnsupported, osroot.ErrNoRoot, filesystem.ErrNoWriter, ext4.ErrUnsupported, ext4.ErrNeedsRecovery, qcow.ErrUnsupported, qcow.ErrBacking} {
+		if errors.Is(err, target) {
+			return true
+		}
+	}
+	return false
+}

@@ -16,6 +16,9 @@ import (
 // DefaultStore is where a bake puts the store unless told otherwise.
 const DefaultStore = "/var/images"
 
+// defaultGraphRoot is containers/storage's own for root.
+const defaultGraphRoot = "/var/lib/containers/storage"
+
 // Opened is a disk with its operating system found. Safe for concurrent reading.
 type Opened struct {
 	Disk *disk.Disk
@@ -43,35 +46,22 @@ func (o *Opened) Close() error { return o.Disk.Close() }
 // Path is where a path of the running system lies in the root filesystem, with every symbolic link followed.
 func (o *Opened) Path(name string) (string, error) { return osroot.Resolve(o.Root.Reader, name) }
 
+// existing is Path for what is there, and an error that matches fs.ErrNotExist for what is not.
+func (o *Opened) existing(name string) (string, error) {
+	real, err := o.Path(name)
+	if err != nil {
+		return "", err
+	}
+	_, err = o.Root.Reader.Stat(real)
+	return real, err
+}
+
 // ReadFile reads a small file of the running system.
 func (o *Opened) ReadFile(name string) ([]byte, error) { return osroot.ReadFile(o.Root.Reader, name) }
 
-// StorageConf is what the disk's storage.conf says, and which file that is.
-type StorageConf struct {
-	Path string `json:"path"`
-	storageconf.Config
-}
-
-// confPaths are where an engine looks for storage.conf: the first that exists counts, whole.
-var confPaths = []string{"/etc/containers/storage.conf", "/usr/share/containers/storage.conf"}
-
-// StorageConf reads the file that the engines on the disk would read. None is fs.ErrNotExist.
-func (o *Opened) StorageConf() (StorageConf, error) {
-	for _, p := range confPaths {
-		b, err := o.ReadFile(p)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return StorageConf{}, err
-		}
-		c, err := storageconf.Parse(b)
-		if err != nil {
-			return StorageConf{}, fmt.Errorf("%s: %w", p, err)
-		}
-		return StorageConf{p, c}, nil
-	}
-	return StorageConf{}, fmt.Errorf("storage.conf: %w", fs.ErrNotExist)
+// Config reads what the engines on the disk are configured to do. Files that are not there are no error.
+func (o *Opened) Config() (*storageconf.Tree, error) {
+	return storageconf.Load(o.Root.Reader, o.existing)
 }
 
 // Store is an image store on the disk.
@@ -87,20 +77,18 @@ type Store struct {
 
 // Stores lists the stores that are there: those that storage.conf names, the default one, and the graphroot.
 func (o *Opened) Stores() ([]Store, error) {
-	conf, err := o.StorageConf()
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	tree, err := o.Config()
+	if err != nil {
 		return nil, err
 	}
 	var named []Store
-	for _, p := range conf.AdditionalImageStores {
+	for _, p := range slices.Concat(tree.Config.AdditionalImageStores, tree.Merged.AdditionalImageStores) {
 		named = append(named, Store{Path: p, Configured: true})
 	}
-	if !slices.ContainsFunc(named, func(s Store) bool { return path.Clean(s.Path) == DefaultStore }) {
-		named = append(named, Store{Path: DefaultStore})
-	}
-	graphroot := conf.GraphRoot
+	named = append(named, Store{Path: DefaultStore})
+	graphroot := tree.Config.GraphRoot
 	if graphroot == "" {
-		graphroot = "/var/lib/containers/storage"
+		graphroot = defaultGraphRoot
 	}
 	named = append(named, Store{Path: graphroot, Configured: true, Primary: true})
 	var stores []Store
@@ -136,4 +124,3 @@ func cleanStore(p string) (string, error) {
 	}
 	return c, nil
 }
-

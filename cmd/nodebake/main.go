@@ -63,9 +63,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return exitUsage
 	case errors.Is(err, imagebuild.ErrVerify):
 		return exitVerify
-	case errors.Is(err, imagebuild.ErrNoSpace):
+	case imagebuild.IsNoSpace(err):
 		return exitNoSpace
-	case errors.Is(err, imagebuild.ErrUnsupported):
+	case imagebuild.IsUnsupported(err):
 		return exitUnsupported
 	}
 	return exitFailed

@@ -1,0 +1,176 @@
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"github.com/spf13/cobra"
+
+	"github.com/nodebake/nodebake/imagebuild"
+	"github.com/nodebake/nodebake/imagebuild/disk"
+)
+
+func buildCommand() *cobra.Command {
+	var spec imagebuild.Spec
+	var lists []string
+	var format, report string
+	cmd := &cobra.Command{
+		Use:   "build --base BASE --image REF --output OUT",
+		Short: "Bake images into a new disk",
+		Long: `Bake container images into a copy of a boot disk.
+
+REF is a name as podman and CRI-O take it (registry.k8s.io/pause:3.10, docker.io/library/debian@sha256:…), or
+one of docker://NAME, oci:DIR[:NAME], oci-archive:FILE[:NAME], docker-archive:FILE[:NAME], dir:DIR,
+containers-storage:NAME. An image is known on the node by the names that it comes with.
+
+The base is never written. OUT appears when it is whole; if the bake fails or is stopped, there is no OUT.
+Times that no image gives are SOURCE_DATE_EPOCH, or the newest image's creation time: the same inputs give the
+same bytes.`,
+		Example: `  nodebake build --base debian.qcow2 --image registry.k8s.io/pause:3.10 --output node.qcow2
+  nodebake build --base ock.qcow2 --images-from images.txt --output node.raw
+  nodebake build --base debian.qcow2 --image oci-archive:app.tar --output node.qcow2 --dry-run`,
+		Args: exactly(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if spec.Base == "" {
+				return usage("--base is missing: the boot disk to start from")
+			}
+			if spec.Output == "" && !spec.DryRun {
+				return usage("--output is missing: the disk to make")
+			}
+			spec.Format = disk.Format(format)
+			switch spec.Format {
+			case "", disk.Raw, disk.Qcow2:
+			default:
+				return usage("--output-format %s: give qcow2 or raw", format)
+			}
+			for _, name := range lists {
+				refs, err := readList(cmd.InOrStdin(), name)
+				if err != nil {
+					return err
+				}
+				spec.Images = append(spec.Images, refs...)
+			}
+			var err error
+			if spec.Epoch, err = epoch(os.Getenv("SOURCE_DATE_EPOCH")); err != nil {
+				return err
+			}
+			spec.Log = logrus.StandardLogger()
+			if logrus.IsLevelEnabled(logrus.InfoLevel) {
+				spec.Progress = cmd.ErrOrStderr()
+			}
+			rep, err := imagebuild.Bake(cmd.Context(), spec)
+			if err != nil {
+				return err
+			}
+			if report != "" {
+				if err := writeReport(cmd.OutOrStdout(), report, rep); err != nil {
+					return err
+				}
+			}
+			if report != "-" {
+				summarize(cmd.OutOrStdout(), rep)
+			}
+			return nil
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&spec.Base, "base", "", "the boot `DISK` to start from, qcow2 or raw; only read")
+	f.StringArrayVar(&spec.Images, "image", nil, "an image to bake; may be given more than once")
+	f.StringArrayVar(&lists, "images-from", nil, "a `FILE` of references, one a line, # starts a comment; - is standard input")
+	f.StringVar(&spec.Output, "output", "", "the disk to make")
+	f.StringVar(&format, "output-format", "", "qcow2 or raw (default: raw where OUT ends in .raw or .img, else qcow2)")
+	f.StringVar(&spec.Store, "store", imagebuild.DefaultStore, "the store's `PATH` on the node")
+	f.StringVar(&spec.Platform, "platform", "", "`OS/ARCH[/VARIANT]` of the images (default: the base disk's own)")
+	addRootFlag(cmd, &spec.Root)
+	f.BoolVar(&spec.Force, "force", false, "replace OUT where it exists")
+	f.BoolVar(&spec.DryRun, "dry-run", false, "print the plan and the space that it needs; write nothing")
+	f.StringVar(&report, "report", "", "write a JSON report to `FILE`; - is standard output")
+	return cmd
+}
+
+// readList reads references, one a line. # starts a comment at a line's beginning or after a blank.
+func readList(stdin io.Reader, name string) ([]string, error) {
+	in := stdin
+	if name != "-" {
+		f, err := os.Open(name)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		in = f
+	}
+	var refs []string
+	sc := bufio.NewScanner(in)
+	for n := 1; sc.Scan(); n++ {
+		line := sc.Text()
+		if n == 1 {
+			line = strings.TrimPrefix(line, "\ufeff")
+		}
+		if i := strings.IndexByte(line, '#'); i == 0 || i > 0 && (line[i-1] == ' ' || line[i-1] == '\t') {
+			line = line[:i]
+		}
+		line = strings.TrimSpace(line)
+		if strings.ContainsAny(line, " \t") {
+			return nil, usage("%s, line %d: %q is not one reference", name, n, line)
+		}
+		if line != "" {
+			refs = append(refs, line)
+		}
+	}
+	if err := sc.Err(); err != nil {
+		return nil, fmt.Errorf("reading %s: %w", name, err)
+	}
+	if len(refs) == 0 {
+		return nil, usage("%s holds no reference", name)
+	}
+	return refs, nil
+}
+
+// epoch reads SOURCE_DATE_EPOCH, seconds since 1970 (https://reproducible-builds.org/specs/source-date-epoch/).
+func epoch(value string) (*time.Time, error) {
+	if value == "" {
+		return nil, nil
+	}
+	s, err := strconv.ParseInt(value, 10, 64)
+	if err != nil || s < 0 {
+		return nil, usage("SOURCE_DATE_EPOCH=%s: give whole seconds since 1970", value)
+	}
+	t := time.Unix(s, 0).UTC()
+	return &t, nil
+}
+
+func writeReport(stdout io.Writer, name string, rep *imagebuild.Report) error {
+	if name == "-" {
+		return printJSON(stdout, rep)
+	}
+	b, err := json.MarshalIndent(rep, "", "  ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(name, append(b, '\n'), 0o666)
+}
+
+// summarize says what there is now, and on a dry run what there would be.
+func summarize(w io.Writer, rep *imagebuild.Report) {
+	for _, i := range rep.Images {
+		fmt.Fprintln(w, imageLine(i))
+	}
+	need, free := rep.Space.NeedBytes(), rep.Space.FreeBytes()
+	if rep.DryRun {
+		fmt.Fprintf(w, "Would write %s and %d inodes to %s; free are %s and %d inodes.\n", disk.Bytes(need), rep.Space.NeedInodes,
+			rep.Root.Partition, disk.Bytes(free), rep.Space.FreeInodes)
+		for _, f := range rep.Changed {
+			fmt.Fprintf(w, "Would write %s: %s.\n", f.Path, f.Why)
+		}
+		return
+	}
+	fmt.Fprintf(w, "Baked %s: %d images, %d new layers, %s added, %s left free.\n", rep.Output.Path, len(rep.Images), rep.NewLayers,
+		disk.Bytes(need), disk.Bytes(free-need))
+}

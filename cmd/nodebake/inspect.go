@@ -1,0 +1,110 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/nodebake/nodebake/imagebuild"
+	"github.com/nodebake/nodebake/imagebuild/disk"
+)
+
+func inspectCommand() *cobra.Command {
+	var root string
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "inspect DISK",
+		Short: "Say what a disk is: format, partitions, filesystems, OS, stores",
+		Example: `  nodebake inspect debian.qcow2
+  nodebake inspect node.raw --json`,
+		Args: exactly("DISK"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			in, err := imagebuild.Inspect(args[0], root)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return printJSON(cmd.OutOrStdout(), in)
+			}
+			return printInspection(cmd.OutOrStdout(), in)
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	addRootFlag(cmd, &root)
+	return cmd
+}
+
+func printInspection(w io.Writer, in *imagebuild.Inspection) error {
+	format := string(in.Format)
+	if q := in.Qcow2; q != nil {
+		format += fmt.Sprintf(" v%d, clusters of %s, %s", q.Version, disk.Bytes(q.ClusterSize), q.Compression)
+		if q.BackingFile != "" {
+			format += ", backed by " + printable(q.BackingFile)
+		}
+		if q.Snapshots > 0 {
+			format += fmt.Sprintf(", %d internal snapshots", q.Snapshots)
+		}
+	}
+	table := in.Table
+	if in.TableID != "" {
+		table += " " + in.TableID
+	}
+	fmt.Fprintf(w, "Format:    %s\nSize:      %s (the file has %s)\nTable:     %s, sectors of %d bytes\n\n",
+		format, disk.Bytes(in.Size), disk.Bytes(in.FileSize), table, in.Sector)
+	var rows [][]string
+	for _, p := range in.Partitions {
+		kind := string(p.Kind)
+		if kind == "" {
+			kind = "-"
+		}
+		rows = append(rows, []string{fmt.Sprint(p.Number), disk.Bytes(p.Start), disk.Bytes(p.Size), kind, dash(p.Label), dash(p.Name), p.Type})
+	}
+	if err := printTable(w, []string{"PARTITION", "START", "SIZE", "FILESYSTEM", "LABEL", "NAME", "TYPE"}, rows); err != nil {
+		return err
+	}
+	fmt.Fprintln(w)
+	for _, warning := range in.Warnings {
+		fmt.Fprintf(w, "Warning:   %s\n", warning)
+	}
+	r := in.Root
+	if r == nil {
+		fmt.Fprintf(w, "Root:      none: %s\n", in.RootError)
+		return nil
+	}
+	fs := r.Filesystem
+	fmt.Fprintf(w, "Root:      partition %d: %s\nOS:        %s, %s layout, %s\nFree:      %s of %s, %d of %d inodes, blocks of %d bytes\nFeatures:  %s\n",
+		r.Partition, r.Why, printable(r.OS.PrettyName), r.Layout, dash(r.Platform), disk.Bytes(fs.FreeBlocks*fs.BlockSize),
+		disk.Bytes(fs.Blocks*fs.BlockSize), fs.FreeInodes, fs.Inodes, fs.BlockSize, strings.Join(fs.Features, " "))
+	switch {
+	case r.ConfError != "":
+		fmt.Fprintf(w, "Config:    %s\n", r.ConfError)
+	case r.StorageConf == nil:
+		fmt.Fprintln(w, "Config:    no storage.conf")
+	default:
+		c := r.StorageConf
+		fmt.Fprintf(w, "Config:    %s: driver %s, graphroot %s, additional stores %s\n", c.Path, dash(c.Driver), dash(c.GraphRoot),
+			dash(printable(strings.Join(c.AdditionalImageStores, " "))))
+	}
+	for _, s := range r.Stores {
+		state := "not in storage.conf"
+		if s.Primary {
+			state = "the engine's own, read-write"
+		} else if s.Configured {
+			state = "read-only to the engine"
+		}
+		if s.Error != "" {
+			state = s.Error
+		}
+		fmt.Fprintf(w, "Store:     %s: %d images, %d layers, %s\n", printable(s.Path), s.Images, s.Layers, state)
+	}
+	return nil
+}
+
+func dash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return printable(s)
+}

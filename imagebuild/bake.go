@@ -1,0 +1,275 @@
+package imagebuild
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path"
+	"strings"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"go.podman.io/image/v5/types"
+
+	"github.com/nodebake/nodebake/imagebuild/disk"
+	"github.com/nodebake/nodebake/imagebuild/filesystem"
+	"github.com/nodebake/nodebake/imagebuild/osroot"
+	"github.com/nodebake/nodebake/imagebuild/output"
+	"github.com/nodebake/nodebake/storeseed"
+	"github.com/nodebake/nodebake/storeseed/storageconf"
+)
+
+// Spec says what to bake.
+type Spec struct {
+	// Base is the path of the disk to start from. It is never written.
+	Base string
+	// Images are references as storeseed.ParseReference takes them, in the order in which they are baked.
+	Images []string
+	// Output is the path of the new disk and Format its format; an empty Format is told from the path's ending.
+	Output string
+	Format disk.Format
+	// Store is the store's path on the running system; empty is DefaultStore.
+	Store string
+	// Platform is os/arch[/variant]; empty is the base disk's own.
+	Platform string
+	// Root names the root partition where the disk leaves a choice.
+	Root string
+	// Force permits Output to be replaced.
+	Force bool
+	// DryRun counts what would be written and writes nothing.
+	DryRun bool
+	// Epoch is the time of everything that has none of its own; nil is the newest image's creation time.
+	Epoch *time.Time
+	// System is handed to go.podman.io/image; nil is its defaults.
+	System *types.SystemContext
+	// Progress receives what go.podman.io/image says while it copies: bars on a terminal, lines elsewhere.
+	Progress io.Writer
+	// Log receives a line a step.
+	Log logrus.FieldLogger
+}
+
+// Report says what a bake did, or with DryRun would do.
+type Report struct {
+	DryRun    bool               `json:"dryRun,omitempty"`
+	Base      DiskReport         `json:"base"`
+	Output    *DiskReport        `json:"output,omitempty"`
+	Root      RootReport         `json:"root"`
+	Platform  string             `json:"platform"`
+	Store     string             `json:"store"`
+	Epoch     time.Time          `json:"epoch"`
+	Images    []storeseed.Result `json:"images"`
+	Changed   []FileReport       `json:"changedFiles"`
+	Space     filesystem.Space   `json:"space"`
+	Warnings  []string           `json:"warnings,omitempty"`
+	NewLayers int                `json:"newLayers"`
+}
+
+// DiskReport is a disk image in a report.
+type DiskReport struct {
+	Path   string      `json:"path"`
+	Format disk.Format `json:"format"`
+	// Size is the guest's in bytes.
+	Size int64 `json:"size"`
+}
+
+// RootReport is the root filesystem in a report.
+type RootReport struct {
+	Partition  disk.Partition `json:"partition"`
+	Why        string         `json:"why"`
+	OS         osroot.Release `json:"os"`
+	FreeBlocks int64          `json:"freeBlocks"`
+	BlockSize  int64          `json:"blockSize"`
+}
+
+// FileReport is a file outside the store that a bake writes.
+type FileReport struct {
+	Path string `json:"path"`
+	Why  string `json:"why"`
+}
+
+// Bake makes the disk that spec describes. The output appears only when it is whole; on any error, and when
+// ctx ends, nothing is at Output and the base is as it was. Errors match ErrUsage, ErrNoSpace or
+// ErrUnsupported where they are of that kind. The report is filled as far as the bake came.
+func Bake(ctx context.Context, spec Spec) (*Report, error) {
+	b := &bake{Spec: spec, report: &Report{DryRun: spec.DryRun}}
+	if b.Log == nil {
+		silent := logrus.New()
+		silent.SetOutput(io.Discard)
+		b.Log = silent
+	}
+	if b.Progress == nil {
+		b.Progress = io.Discard
+	}
+	err := b.run(ctx)
+	return b.report, err
+}
+
+type bake struct {
+	Spec
+	report  *Report
+	base    *Opened
+	sources []storeseed.Source
+	edits   storageconf.Edits
+}
+
+func (b *bake) run(ctx context.Context) error {
+	if err := b.prepare(ctx); err != nil {
+		return err
+	}
+	defer b.base.Close()
+	if b.DryRun {
+		return b.write(ctx, readOnly{b.base.Disk}, true)
+	}
+	b.Log.Infof("copying the base disk to %s (%s)", b.Output, b.Format)
+	target, err := output.Create(ctx, b.base.Disk, b.Output, b.Format, b.Force)
+	if err != nil {
+		return err
+	}
+	defer target.Abort()
+	if err := b.write(ctx, target, false); err != nil {
+		return err
+	}
+	if err := target.Finish(ctx); err != nil {
+		return err
+	}
+	b.report.Output = &DiskReport{Path: b.Output, Format: b.Format, Size: target.Size()}
+	return nil
+}
+
+// prepare checks all that can be checked before a byte is copied.
+func (b *bake) prepare(ctx context.Context) error {
+	var err error
+	if b.Store, err = cleanStore(b.Store); err != nil {
+		return err
+	}
+	if len(b.Images) == 0 {
+		return fmt.Errorf("%w: no image is named; give --image or --images-from", ErrUsage)
+	}
+	if b.Format == "" {
+		b.Format = FormatOf(b.Output)
+	}
+	if b.base, err = OpenDisk(b.Base, b.Root); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			b.base.Close()
+		}
+	}()
+	d, root := b.base.Disk, b.base.Root
+	b.report.Base = DiskReport{Path: b.Base, Format: d.Format, Size: d.Size()}
+	b.report.Root = RootReport{root.Partition, root.Why, root.Release, root.Info.FreeBlocks, root.Info.BlockSize}
+	b.report.Store = b.Store
+	b.report.Warnings = append(b.report.Warnings, d.Warnings...)
+	b.Log.Infof("root is %s: %s", root.Partition, osName(root.Release))
+	if !b.DryRun {
+		if err = output.Check(d, b.Output, b.Force); err != nil {
+			return err
+		}
+	}
+	if err = b.choosePlatform(); err != nil {
+		return err
+	}
+	if over, ok := osroot.MountOver(root.Mounts, b.Store); ok {
+		err = fmt.Errorf("%w: /etc/fstab mounts %s on %s, which would hide a store at %s in the root filesystem; choose another --store",
+			disk.ErrUnsupported, over.Source, over.Target, b.Store)
+		return err
+	}
+	if b.edits, err = storageconf.Plan(root.Reader, b.base.existing, b.Store); err != nil {
+		return err
+	}
+	b.report.Warnings = append(b.report.Warnings, b.edits.Warnings...)
+	if err = b.openSources(ctx); err != nil {
+		return err
+	}
+	return nil
+}
+
+func osName(r osroot.Release) string {
+	if r.PrettyName != "" {
+		return r.PrettyName
+	}
+	return strings.TrimSpace(r.ID + " " + r.VersionID)
+}
+
+// FormatOf tells a disk's format from its name's ending: raw for .raw and .img, else qcow2.
+func FormatOf(name string) disk.Format {
+	switch strings.ToLower(path.Ext(name)) {
+	case ".raw", ".img":
+		return disk.Raw
+	}
+	return disk.Qcow2
+}
+
+// readOnly is a device that a counting writer gets: it must never write.
+type readOnly struct{ *disk.Disk }
+
+func (readOnly) WriteAt([]byte, int64) (int, error) {
+	return 0, errors.New("a dry run tried to write")
+}
+
+type device interface {
+	filesystem.Device
+	Size() int64
+}
+
+// window is the root partition of a device.
+type window struct {
+	dev         device
+	start, size int64
+}
+
+func (w window) ReadAt(p []byte, off int64) (int, error) {
+	return io.NewSectionReader(w.dev, w.start, w.size).ReadAt(p, off)
+}
+
+func (w window) WriteAt(p []byte, off int64) (int, error) {
+	if off < 0 || off > w.size || int64(len(p)) > w.size-off {
+		return 0, fmt.Errorf("writing %d bytes at %d: past the end of the root partition (%d bytes)", len(p), off, w.size)
+	}
+	return w.dev.WriteAt(p, w.start+off)
+}
+
+// write seeds the store and edits the configuration on dev.
+func (b *bake) write(ctx context.Context, dev device, count bool) error {
+	root := b.base.Root
+	part := root.Partition
+	w, space, err := filesystem.OpenWriter(window{dev, part.Start, part.Size}, part.Size, part.Kind,
+		filesystem.Options{Now: b.report.Epoch, CountOnly: count})
+	if err != nil {
+		return fmt.Errorf("%s: %w", part, err)
+	}
+	storeRoot, err := b.base.Path(b.Store)
+	if err != nil {
+		return fmt.Errorf("store %s: %w", b.Store, err)
+	}
+	store, err := storeseed.OpenStore(w, storeseed.Options{Root: storeRoot, Now: b.report.Epoch, Log: b.Log})
+	if err != nil {
+		return err
+	}
+	for i, src := range b.sources {
+		b.Log.Infof("image %d of %d: %s", i+1, len(b.sources), b.Images[i])
+		res, err := store.Pull(ctx, storeseed.PullOptions{Source: src, Platform: b.report.Platform, ReportWriter: b.Progress})
+		if err != nil {
+			return fmt.Errorf("%s: %w", b.Images[i], err)
+		}
+		b.report.Images = append(b.report.Images, res)
+	}
+	if err := store.Commit(ctx); err != nil {
+		return err
+	}
+	if err := b.edits.Apply(w); err != nil {
+		return err
+	}
+	for _, e := range b.edits.Files {
+		b.report.Changed = append(b.report.Changed, FileReport{e.Name, e.Why})
+		b.Log.Infof("%s: %s", e.Name, e.Why)
+	}
+	err = w.Commit(ctx)
+	b.report.Space = space()
+	return err
+}
