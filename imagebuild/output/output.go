@@ -84,20 +84,12 @@ func Create(ctx context.Context, base *disk.Disk, path string, format disk.Forma
 		}
 		return t, qcow.CopyRaw(ctx, t.file, base.Image, nil)
 	}
-	if base.Format == disk.Qcow2 {
-		info := base.Image.Info()
-		if err := qcow.CanPatch(info); err == nil {
-			if err := copyFile(ctx, t.file, base.File()); err != nil {
-				return nil, err
-			}
-			st, err := t.file.Stat()
-			if err != nil {
-				return nil, err
-			}
-			if t.image, err = qcow.OpenPatch(t.file, st.Size(), qcow.Options{}); err != nil {
-				return nil, err
-			}
-			return t, nil
+	if patchable(base) {
+		if err := t.patch(ctx, base); !errors.Is(err, qcow.ErrCannotPatch) {
+			return t, err
+		}
+		if err := t.file.Truncate(0); err != nil {
+			return nil, err
 		}
 	}
 	if t.image, err = qcow.Create(t.file, base.Size(), qcow.CreateOptions{}); err != nil {
@@ -108,6 +100,29 @@ func Create(ctx context.Context, base *disk.Disk, path string, format disk.Forma
 		src = base.Image
 	}
 	return t, qcow.Copy(ctx, t.image, src, nil)
+}
+
+// patchable says whether the base's own file can become the output, as far as its header tells.
+func patchable(base *disk.Disk) bool {
+	if base.Format != disk.Qcow2 {
+		return false
+	}
+	i := base.Image.Info()
+	return i.Version >= 3 && i.BackingFile == "" && i.DataFile == "" && !i.Dirty
+}
+
+// patch carries the base's file over and opens it for changes. qcow.ErrCannotPatch means that its tables do
+// not permit that: then the contents must be converted.
+func (t *Target) patch(ctx context.Context, base *disk.Disk) error {
+	if err := copyFile(ctx, t.file, base.File()); err != nil {
+		return err
+	}
+	st, err := t.file.Stat()
+	if err != nil {
+		return err
+	}
+	t.image, err = qcow.OpenPatch(t.file, st.Size(), qcow.Options{})
+	return err
 }
 
 // ReadAt reads guest bytes of the disk being made.

@@ -1,0 +1,21 @@
+// Package ext4 reads and writes ext2, ext3 and ext4 filesystems without mounting them.
+//
+// [Open] gives a read-only [FS] over any [io.ReaderAt]; [OpenWriter] gives a [Writer] that adds, replaces and
+// removes files of an existing filesystem. Nothing is ever made anew that exists: the superblock, the group
+// descriptors and old inodes are patched in place, and every byte that has no reason to change stays.
+//
+// The Writer bulk-loads. File data goes out in long sequential runs while it is read, inodes are put into the
+// inode tables as they are made, and folders, bitmaps, group descriptors and the superblock are written by
+// [Writer.Commit], each once. Until Commit returns nil the filesystem on the device is not consistent: a caller
+// works on a copy (or a copy-on-write view) and throws it away when anything fails.
+//
+// The on-disk format is the one described by the kernel's Documentation/filesystems/ext4 and fs/ext4/ext4.h;
+// all integers are little-endian. Every length, offset and count read from the device is checked before it is
+// used, and checksums (metadata_csum, uninit_bg) are verified wherever they are met.
+//
+// Written: extents and (where the filesystem has no extents) indirect maps, linear and hashed folders,
+// attributes in the inode and in one attribute block, all file types, 1 to 64 KiB blocks.
+// Read only, never written: bigalloc, quota, verity files, inline data (an inline folder that changes becomes a normal one),
+// attributes in inodes of their own (ea_inode). Refused: a journal that must be replayed, external journals, compression,
+// changes to encrypted or case-folding folders.
+package ext4
