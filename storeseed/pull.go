@@ -1,0 +1,759 @@
+package storeseed
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	digest "github.com/opencontainers/go-digest"
+	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"go.podman.io/image/v5/copy"
+	"go.podman.io/image/v5/docker/reference"
+	"go.podman.io/image/v5/image"
+	"go.podman.io/image/v5/manifest"
+	"go.podman.io/image/v5/pkg/blobinfocache/none"
+	"go.podman.io/image/v5/signature"
+	"go.podman.io/image/v5/types"
+	"go.podman.io/storage"
+)
+
+// Source is an image to pull.
+type Source struct {
+	// Ref is where the image comes from; ParseReference makes one.
+	Ref types.ImageReference
+	// Names are the names to record, whole ones such as "docker.io/library/alpine:3" or
+	// "quay.io/x/y@sha256:…". An image without names can be used by its ID or digest alone.
+	Names []string
+	// System says where registries.conf, policy.json, auth and certificates are; nil is the host's.
+	System *types.SystemContext
+	// Policy decides which images are let in; nil is System's policy.json, and where there is none,
+	// every image, with a warning.
+	Policy *signature.PolicyContext
+}
+
+// Platform is what an image must be made for.
+type Platform struct {
+	OS, Architecture, Variant string
+}
+
+// ParsePlatform reads os/arch[/variant].
+func ParsePlatform(s string) (Platform, error) {
+	p := strings.Split(s, "/")
+	if len(p) < 2 || len(p) > 3 || slices.Contains(p, "") {
+		return Platform{}, fmt.Errorf("platform %q: want os/arch or os/arch/variant, such as linux/amd64 or linux/arm/v7", s)
+	}
+	out := Platform{OS: p[0], Architecture: p[1]}
+	if len(p) == 3 {
+		out.Variant = p[2]
+	}
+	return out, nil
+}
+
+func (p Platform) String() string {
+	s := p.OS + "/" + p.Architecture
+	if p.Variant != "" {
+		s += "/" + p.Variant
+	}
+	return s
+}
+
+// PullOptions say what to pull and how.
+type PullOptions struct {
+	Source
+	// Platform is the one wanted; a missing OS is linux, a missing architecture this program's.
+	Platform Platform
+	// ReportWriter gets the library's own progress, bars if it is a terminal; nil discards it.
+	ReportWriter io.Writer
+	// Retries is how often a pull that failed on the way is tried again. A refused image, a wrong
+	// digest and the like are final at once.
+	Retries int
+	// RetryDelay is the pause before the first retry; it doubles each time. 0 is one second.
+	RetryDelay time.Duration
+}
+
+// Layer says what became of one layer of an image.
+type Layer struct {
+	ID               string        `json:"id"`
+	DiffID           digest.Digest `json:"diffID"`
+	CompressedDigest digest.Digest `json:"compressedDigest"`
+	CompressedSize   int64         `json:"compressedSize"` // -1 if the manifest does not say
+	Size             int64         `json:"size"`           // of the uncompressed tar
+	New              bool          `json:"new"`            // written by this pull
+}
+
+// Result says what a pull did.
+type Result struct {
+	ID             string        `json:"id"`             // image ID, the config's digest without its algorithm
+	ManifestDigest digest.Digest `json:"manifestDigest"` // of the image's own manifest
+	ListDigest     digest.Digest `json:"listDigest,omitempty"`
+	Names          []string      `json:"names"` // all names that the image has now
+	Layers         []Layer       `json:"layers"`
+	Created        time.Time     `json:"created"`
+	Platform       Platform      `json:"platform"`
+	BytesRead      int64         `json:"bytesRead"`    // compressed bytes of layers that were read
+	BytesWritten   int64         `json:"bytesWritten"` // uncompressed bytes of layers that were written
+	// Present says that the image was in the store already; New layers are then none.
+	Present bool `json:"present"`
+	// Unchanged says that nothing at all had to be written, not even a name.
+	Unchanged bool `json:"unchanged"`
+}
+
+// Pull copies one image into the store, layer by layer, each verified against its digest and its
+// diffID before it counts as there. Layers that the store holds at the same place in the chain are
+// not read. After an error the store can be committed without the image, unless Commit says otherwise.
+func (s *Store) Pull(ctx context.Context, o PullOptions) (Result, error) {
+	if s.committed {
+		return Result{}, errors.New("the store was committed already")
+	}
+	if o.Ref == nil {
+		return Result{}, errors.New("no image reference")
+	}
+	if o.Platform.OS == "" {
+		o.Platform.OS = "linux"
+	}
+	if o.Platform.Architecture == "" {
+		o.Platform.Architecture = runtime.GOARCH
+	}
+	for _, n := range o.Names {
+		if _, err := reference.ParseNamed(n); err != nil {
+			return Result{}, fmt.Errorf("name %q: %w", n, err)
+		}
+	}
+	sys := types.SystemContext{}
+	if o.System != nil {
+		sys = *o.System
+	}
+	sys.OSChoice, sys.ArchitectureChoice, sys.VariantChoice = o.Platform.OS, o.Platform.Architecture, o.Platform.Variant
+	if sys.BigFilesTemporaryDir == "" {
+		sys.BigFilesTemporaryDir = s.o.TempDir
+	}
+	policy, done, err := s.policy(o.Policy, &sys)
+	if err != nil {
+		return Result{}, err
+	}
+	defer done()
+
+	delay := o.RetryDelay
+	if delay == 0 {
+		delay = time.Second
+	}
+	for try := 0; ; try++ {
+		res, err := s.pullOnce(ctx, &o, &sys, policy)
+		if err == nil || try >= o.Retries || s.broken != nil || !mayRetry(ctx, err) {
+			if err != nil {
+				err = fmt.Errorf("pulling %s: %w", refName(o.Ref), err)
+			}
+			return res, err
+		}
+		s.log.Warnf("pulling %s: %v; trying again in %s", refName(o.Ref), err, delay)
+		select {
+		case <-ctx.Done():
+			return Result{}, ctx.Err()
+		case <-time.After(delay):
+		}
+		delay *= 2
+	}
+}
+
+func refName(r types.ImageReference) string {
+	return r.Transport().Name() + ":" + r.StringWithinTransport()
+}
+
+func mayRetry(ctx context.Context, err error) bool {
+	if ctx.Err() != nil {
+		return false
+	}
+	for _, final := range []error{ErrDigestMismatch, ErrHostileLayer, ErrUnsupportedImage, ErrCorruptStore, ErrPlatform,
+		fs.ErrNotExist, fs.ErrPermission, fs.ErrExist} {
+		if errors.Is(err, final) {
+			return false
+		}
+	}
+	var rejected signature.PolicyRequirementError
+	return !errors.As(err, &rejected)
+}
+
+func (s *Store) policy(given *signature.PolicyContext, sys *types.SystemContext) (*signature.PolicyContext, func(), error) {
+	if given != nil {
+		return given, func() {}, nil
+	}
+	p, err := signature.DefaultPolicy(sys)
+	if errors.Is(err, fs.ErrNotExist) {
+		s.log.Warn("no policy.json on this host: images are let in without any check of who made them")
+		p, err = &signature.Policy{Default: signature.PolicyRequirements{signature.NewPRInsecureAcceptAnything()}}, nil
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("reading the signature policy: %w", err)
+	}
+	pc, err := signature.NewPolicyContext(p)
+	if err != nil {
+		return nil, nil, fmt.Errorf("signature policy: %w", err)
+	}
+	return pc, func() { pc.Destroy() }, nil
+}
+
+// plan is everything about an image that is known before its first layer is read.
+type plan struct {
+	manifest       []byte
+	manifestDigest digest.Digest
+	list           []byte // the manifest list, if the source is one
+	config         []byte
+	configDigest   digest.Digest
+	oci            *imgspecv1.Image
+	layers         []types.BlobInfo
+	specs          []layerSpec
+	signatures     [][]byte
+	instance       *digest.Digest
+}
+
+func (s *Store) pullOnce(ctx context.Context, o *PullOptions, sys *types.SystemContext, policy *signature.PolicyContext) (Result, error) {
+	src, err := o.Ref.NewImageSource(ctx, sys)
+	if err != nil {
+		return Result{}, err
+	}
+	p, err := s.plan(ctx, o, sys, src)
+	if err != nil {
+		src.Close()
+		return Result{}, err
+	}
+	// The library's cache of blob locations is of no use here, and must not appear on this host.
+	cache, err := os.MkdirTemp(s.o.TempDir, "storeseed-cache-")
+	if err != nil {
+		src.Close()
+		return Result{}, err
+	}
+	defer os.RemoveAll(cache)
+
+	d := &destination{s: s, o: o, p: p, at: -1}
+	from := &openedRef{ImageReference: o.Ref, src: src}
+	if o.Ref.Transport().Name() == "containers-storage" {
+		// Such a source has no compressed layers, so the library would change the manifest to name
+		// the uncompressed ones. Digests must not change: the layers are taken from it directly.
+		d.direct = src
+		from.src = &sameLayers{src}
+	}
+	defer func() {
+		if from.src != nil {
+			from.src.Close()
+		}
+	}()
+	d.ref = &destRef{d: d}
+	_, err = copy.Image(ctx, policy, d.ref, from, &copy.Options{
+		// Signatures are the policy's to check, whatever is kept of them: see plan.
+		RemoveSignatures: true,
+		PreserveDigests:  true,
+		ReportWriter:     o.ReportWriter,
+		SourceCtx:        sys,
+		DestinationCtx:   &types.SystemContext{BlobInfoCacheDir: cache},
+	})
+	if err == nil && !d.done {
+		err = errors.New("the library did not finish the image")
+	}
+	if d.err != nil {
+		err = d.err
+	}
+	return d.res, err
+}
+
+// openedRef gives the source that was opened for planning to the copy as well, so that both see the
+// same image and nothing is fetched twice.
+type openedRef struct {
+	types.ImageReference
+	src types.ImageSource
+}
+
+func (r *openedRef) NewImageSource(ctx context.Context, sys *types.SystemContext) (types.ImageSource, error) {
+	if r.src == nil {
+		return nil, errors.New("the source was used already")
+	}
+	src := r.src
+	r.src = nil
+	return src, nil
+}
+
+type sameLayers struct{ types.ImageSource }
+
+func (s *sameLayers) LayerInfosForCopy(context.Context, *digest.Digest) ([]types.BlobInfo, error) {
+	return nil, nil
+}
+
+// plan reads manifest and config, and refuses what a store cannot hold.
+func (s *Store) plan(ctx context.Context, o *PullOptions, sys *types.SystemContext, src types.ImageSource) (*plan, error) {
+	p := &plan{}
+	blob, mime, err := image.UnparsedInstance(src, nil).Manifest(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("reading the manifest: %w", err)
+	}
+	if manifest.MIMETypeIsMultiImage(mime) {
+		p.list = blob
+		list, err := manifest.ListFromBlob(blob, mime)
+		if err != nil {
+			return nil, fmt.Errorf("reading the manifest list: %w", err)
+		}
+		inst, err := list.ChooseInstance(sys)
+		if err != nil {
+			return nil, fmt.Errorf("%w %s: the list has %s", ErrPlatform, o.Platform, platformsOf(list))
+		}
+		p.instance = &inst
+		if blob, mime, err = image.UnparsedInstance(src, p.instance).Manifest(ctx); err != nil {
+			return nil, fmt.Errorf("reading the manifest %s: %w", inst, err)
+		}
+	}
+	p.manifest = blob
+	if p.manifestDigest, err = manifest.Digest(blob); err != nil {
+		return nil, err
+	}
+	if err := checkManifest(blob, mime); err != nil {
+		return nil, err
+	}
+	img, err := image.FromUnparsedImage(ctx, sys, image.UnparsedInstance(src, p.instance))
+	if err != nil {
+		return nil, fmt.Errorf("reading the manifest: %w", err)
+	}
+	p.configDigest = img.ConfigInfo().Digest
+	if err := p.configDigest.Validate(); err != nil || p.configDigest.Algorithm() != digest.SHA256 {
+		return nil, fmt.Errorf("%w: its config is named by %q, not by a sha256 digest", ErrUnsupportedImage, p.configDigest)
+	}
+	if p.config, err = img.ConfigBlob(ctx); err != nil {
+		return nil, fmt.Errorf("reading the config: %w", err)
+	}
+	if got := digest.FromBytes(p.config); got != p.configDigest {
+		return nil, fmt.Errorf("the config hashes to %s, the manifest names %s: %w", got, p.configDigest, ErrDigestMismatch)
+	}
+	if p.oci, err = img.OCIConfig(ctx); err != nil {
+		return nil, fmt.Errorf("%w: reading its config: %w", ErrUnsupportedImage, err)
+	}
+	if err := checkPlatform(o.Platform, p.oci.Platform); err != nil {
+		return nil, err
+	}
+	p.layers = img.LayerInfos()
+	ids := p.oci.RootFS.DiffIDs
+	if len(ids) != len(p.layers) {
+		return nil, fmt.Errorf("%w: its config lists %d layers, its manifest %d", ErrUnsupportedImage, len(ids), len(p.layers))
+	}
+	parent := ""
+	for i, d := range ids {
+		if err := d.Validate(); err != nil || d.Algorithm() != digest.SHA256 {
+			return nil, fmt.Errorf("%w: the diffID of layer %d is %q, not a sha256 digest", ErrUnsupportedImage, i+1, d)
+		}
+		if err := p.layers[i].Digest.Validate(); err != nil {
+			return nil, fmt.Errorf("%w: layer %d: %w", ErrUnsupportedImage, i+1, err)
+		}
+		spec := layerSpec{id: layerID(parent, d), parent: parent, diffID: d, blob: p.layers[i].Digest,
+			blobSize: p.layers[i].Size, created: s.createdOf(p.oci), index: i, of: len(ids)}
+		p.specs = append(p.specs, spec)
+		parent = spec.id
+	}
+	p.signatures, err = src.GetSignatures(ctx, p.instance)
+	if err != nil {
+		// A policy that asks for them fails on its own.
+		s.log.Warnf("%s: signatures are not kept: %v", refName(o.Ref), err)
+		p.signatures = nil
+	}
+	return p, nil
+}
+
+func (s *Store) createdOf(c *imgspecv1.Image) time.Time {
+	if c.Created == nil || c.Created.IsZero() {
+		return s.o.Now
+	}
+	return c.Created.UTC()
+}
+
+func platformsOf(l manifest.List) string {
+	var have []string
+	for _, d := range l.Instances() {
+		u, err := l.Instance(d)
+		if err != nil || u.ReadOnly.Platform == nil {
+			continue
+		}
+		p := u.ReadOnly.Platform
+		have = append(have, Platform{p.OS, p.Architecture, p.Variant}.String())
+	}
+	if len(have) == 0 {
+		return "no platforms at all"
+	}
+	return strings.Join(have, ", ")
+}
+
+// checkManifest lets only container images through: OCI and Docker schema 2, layers that are tars.
+func checkManifest(blob []byte, mime string) error {
+	switch mime {
+	case imgspecv1.MediaTypeImageManifest, manifest.DockerV2Schema2MediaType:
+	case manifest.DockerV2Schema1MediaType, manifest.DockerV2Schema1SignedMediaType:
+		return fmt.Errorf("%w: a Docker schema 1 manifest, which has no config; push the image anew with a current tool", ErrUnsupportedImage)
+	case imgspecv1.MediaTypeImageIndex, manifest.DockerV2ListMediaType:
+		return fmt.Errorf("%w: a manifest list inside a manifest list", ErrUnsupportedImage)
+	default:
+		return fmt.Errorf("%w: its manifest is of type %q", ErrUnsupportedImage, mime)
+	}
+	var m struct {
+		ArtifactType string `json:"artifactType"`
+		Config       struct {
+			MediaType string `json:"mediaType"`
+		} `json:"config"`
+		Layers []struct {
+			MediaType string `json:"mediaType"`
+		} `json:"layers"`
+	}
+	if err := json.Unmarshal(blob, &m); err != nil {
+		return fmt.Errorf("reading the manifest: %w", err)
+	}
+	if t := m.Config.MediaType; t != imgspecv1.MediaTypeImageConfig && t != manifest.DockerV2Schema2ConfigMediaType {
+		kind := m.ArtifactType
+		if kind == "" {
+			kind = t
+		}
+		return fmt.Errorf("%w: it is an artifact of type %q, not a container image", ErrUnsupportedImage, kind)
+	}
+	for i, l := range m.Layers {
+		switch base, _, _ := strings.Cut(l.MediaType, "+"); {
+		case strings.HasSuffix(l.MediaType, "+encrypted"):
+			return fmt.Errorf("%w: layer %d is encrypted", ErrUnsupportedImage, i+1)
+		case base == imgspecv1.MediaTypeImageLayer,
+			base == "application/vnd.oci.image.layer.nondistributable.v1.tar",
+			base == "application/vnd.docker.image.rootfs.diff.tar",
+			l.MediaType == manifest.DockerV2Schema2LayerMediaType,
+			l.MediaType == manifest.DockerV2SchemaLayerMediaTypeUncompressed,
+			l.MediaType == manifest.DockerV2SchemaLayerMediaTypeZstd,
+			l.MediaType == manifest.DockerV2Schema2ForeignLayerMediaType,
+			l.MediaType == manifest.DockerV2Schema2ForeignLayerMediaTypeGzip:
+		default:
+			return fmt.Errorf("%w: layer %d is of type %q, not a tar", ErrUnsupportedImage, i+1, l.MediaType)
+		}
+	}
+	return nil
+}
+
+// checkPlatform refuses an image whose config says that it is for another machine. A config that
+// says nothing passes.
+func checkPlatform(want Platform, have imgspecv1.Platform) error {
+	got := Platform{have.OS, have.Architecture, have.Variant}
+	if (got.OS != "" && got.OS != want.OS) || (got.Architecture != "" && got.Architecture != want.Architecture) {
+		return fmt.Errorf("%w %s: the image is for %s", ErrPlatform, want, got)
+	}
+	w, okW := variantLevel(want.Variant)
+	g, okG := variantLevel(got.Variant)
+	if okW && okG && g > w {
+		return fmt.Errorf("%w %s: the image is for %s", ErrPlatform, want, got)
+	}
+	return nil
+}
+
+func variantLevel(v string) (int, bool) {
+	n, err := strconv.Atoi(strings.TrimPrefix(v, "v"))
+	return n, err == nil
+}
+
+// destRef and destination are what the library copies to.
+type destRef struct{ d *destination }
+
+func (r *destRef) Transport() types.ImageTransport { return transport{} }
+func (r *destRef) StringWithinTransport() string   { return "/" + r.d.s.root }
+
+// DockerReference is nil, so that the library never edits a manifest to fit a name.
+func (r *destRef) DockerReference() reference.Named { return nil }
+
+func (r *destRef) PolicyConfigurationIdentity() string     { return "" }
+func (r *destRef) PolicyConfigurationNamespaces() []string { return nil }
+func (r *destRef) NewImage(context.Context, *types.SystemContext) (types.ImageCloser, error) {
+	return nil, errors.ErrUnsupported
+}
+func (r *destRef) NewImageSource(context.Context, *types.SystemContext) (types.ImageSource, error) {
+	return nil, errors.ErrUnsupported
+}
+func (r *destRef) NewImageDestination(context.Context, *types.SystemContext) (types.ImageDestination, error) {
+	return r.d, nil
+}
+func (r *destRef) DeleteImage(context.Context, *types.SystemContext) error {
+	return errors.ErrUnsupported
+}
+
+type transport struct{}
+
+func (transport) Name() string { return "storeseed" }
+func (transport) ParseReference(string) (types.ImageReference, error) {
+	return nil, errors.ErrUnsupported
+}
+func (transport) ValidatePolicyConfigurationScope(string) error { return nil }
+
+type destination struct {
+	s      *Store
+	o      *PullOptions
+	p      *plan
+	ref    *destRef
+	direct types.ImageSource // takes layers past the library
+	at     int               // layer that the library is at
+	res    Result
+	err    error // first error, which the library may wrap beyond recognition
+	put    []byte
+	done   bool
+}
+
+func (d *destination) Reference() types.ImageReference { return d.ref }
+func (d *destination) Close() error                    { return nil }
+func (d *destination) SupportedManifestMIMETypes() []string {
+	return []string{imgspecv1.MediaTypeImageManifest, manifest.DockerV2Schema2MediaType}
+}
+func (d *destination) SupportsSignatures(context.Context) error { return nil }
+func (d *destination) DesiredLayerCompression() types.LayerCompression {
+	return types.PreserveOriginal
+}
+func (d *destination) AcceptsForeignLayerURLs() bool { return false }
+
+// MustMatchRuntimeOS is false: the platform is the disk's, and plan has checked it.
+func (d *destination) MustMatchRuntimeOS() bool             { return false }
+func (d *destination) IgnoresEmbeddedDockerReference() bool { return true }
+
+// HasThreadSafePutBlob is false, so that layers come one by one and in order.
+func (d *destination) HasThreadSafePutBlob() bool { return false }
+
+func (d *destination) fail(err error) error {
+	if d.err == nil {
+		d.err = err
+	}
+	return err
+}
+
+// TryReusingBlob is called once for each layer, in order, before PutBlob.
+func (d *destination) TryReusingBlob(ctx context.Context, info types.BlobInfo, _ types.BlobInfoCache, _ bool) (bool, types.BlobInfo, error) {
+	if d.err != nil {
+		return false, types.BlobInfo{}, d.err
+	}
+	d.at++
+	if d.at >= len(d.p.specs) || info.Digest != d.p.layers[d.at].Digest {
+		return false, types.BlobInfo{}, d.fail(fmt.Errorf("layer %d is now %s: %w", d.at+1, info.Digest, ErrSourceChanged))
+	}
+	spec := &d.p.specs[d.at]
+	if rec := d.s.byLayer[spec.id]; rec != nil {
+		d.note(rec, spec, false)
+		if info.Size < 0 {
+			info.Size = rec.CompressedSize
+		}
+		return true, types.BlobInfo{Digest: info.Digest, Size: info.Size}, nil
+	}
+	if d.direct == nil {
+		return false, types.BlobInfo{}, nil
+	}
+	if err := d.putDirect(ctx, spec); err != nil {
+		return false, types.BlobInfo{}, d.fail(err)
+	}
+	return true, types.BlobInfo{Digest: info.Digest, Size: info.Size}, nil
+}
+
+// putDirect takes a layer from a store that has it uncompressed only. Its diffID vouches for it.
+func (d *destination) putDirect(ctx context.Context, spec *layerSpec) error {
+	infos, err := d.direct.LayerInfosForCopy(ctx, d.p.instance)
+	if err != nil {
+		return err
+	}
+	if len(infos) != len(d.p.specs) {
+		return fmt.Errorf("the source store has %d layers, the image %d: %w", len(infos), len(d.p.specs), ErrSourceChanged)
+	}
+	r, _, err := d.direct.GetBlob(ctx, infos[spec.index], none.NoCache)
+	if err != nil {
+		return fmt.Errorf("%s: %w", spec, err)
+	}
+	defer r.Close()
+	plain := *spec
+	plain.blob, plain.blobSize = spec.diffID, -1
+	rec, err := d.s.writeLayer(ctx, &plain, r)
+	if err != nil {
+		return err
+	}
+	d.note(rec, spec, true)
+	return nil
+}
+
+// note records in the result what became of a layer.
+func (d *destination) note(rec *layerRec, spec *layerSpec, fresh bool) {
+	d.res.Layers = append(d.res.Layers, Layer{ID: rec.ID, DiffID: spec.diffID, CompressedDigest: spec.blob,
+		CompressedSize: spec.blobSize, Size: rec.UncompressedSize, New: fresh})
+	if fresh {
+		d.res.BytesRead += rec.CompressedSize
+		d.res.BytesWritten += rec.UncompressedSize
+	}
+}
+
+func (d *destination) PutBlob(ctx context.Context, r io.Reader, info types.BlobInfo, _ types.BlobInfoCache, isConfig bool) (types.BlobInfo, error) {
+	if d.err != nil {
+		return types.BlobInfo{}, d.err
+	}
+	if isConfig {
+		data, err := io.ReadAll(io.LimitReader(r, int64(len(d.p.config))+1))
+		if err != nil {
+			return types.BlobInfo{}, d.fail(fmt.Errorf("reading the config: %w", err))
+		}
+		if !bytes.Equal(data, d.p.config) {
+			return types.BlobInfo{}, d.fail(fmt.Errorf("the config is another one: %w", ErrSourceChanged))
+		}
+		return types.BlobInfo{Digest: d.p.configDigest, Size: int64(len(data))}, nil
+	}
+	spec := &d.p.specs[d.at]
+	rec, err := d.s.writeLayer(ctx, spec, r)
+	if err != nil {
+		return types.BlobInfo{}, d.fail(err)
+	}
+	d.note(rec, spec, true)
+	return types.BlobInfo{Digest: spec.blob, Size: rec.CompressedSize}, nil
+}
+
+func (d *destination) PutManifest(_ context.Context, m []byte, _ *digest.Digest) error {
+	if !bytes.Equal(m, d.p.manifest) {
+		return d.fail(fmt.Errorf("the manifest is another one: %w", ErrSourceChanged))
+	}
+	d.put = m
+	return nil
+}
+
+func (d *destination) PutSignatures(context.Context, [][]byte, *digest.Digest) error { return nil }
+
+// Commit records the image.
+func (d *destination) Commit(ctx context.Context, _ types.UnparsedImage) error {
+	if d.err != nil {
+		return d.err
+	}
+	if d.put == nil || d.at != len(d.p.specs)-1 {
+		return d.fail(errors.New("the library committed an image that is not whole"))
+	}
+	if err := d.s.putImage(d.p, d.o.Names, &d.res); err != nil {
+		return d.fail(err)
+	}
+	d.res.Platform = Platform{d.p.oci.OS, d.p.oci.Architecture, d.p.oci.Variant}
+	d.done = true
+	return nil
+}
+
+// putImage records an image whose layers are all there, or adds names and manifest to one that is
+// there already.
+func (s *Store) putImage(p *plan, names []string, res *Result) error {
+	if err := s.begin(); err != nil {
+		return err
+	}
+	id := p.configDigest.Encoded()
+	top := ""
+	if len(p.specs) > 0 {
+		top = p.specs[len(p.specs)-1].id
+	}
+	im := s.byImage[id]
+	res.Present = im != nil
+	if im == nil {
+		im = &imageRec{Image: storage.Image{ID: id, TopLayer: top, Created: s.createdOf(p.oci)}}
+		if err := s.mkdirAll(s.root + "/" + imagesDir + "/" + id); err != nil {
+			return err
+		}
+	} else if im.TopLayer != top {
+		return fmt.Errorf("%w: image %s is there with the top layer %q instead of %q", ErrCorruptStore, id, im.TopLayer, top)
+	}
+	wasDirty := im.dirty
+	im.dirty = false
+
+	items := []struct {
+		key  string
+		data []byte
+	}{{p.configDigest.String(), p.config}}
+	if p.list != nil {
+		d, err := manifest.Digest(p.list)
+		if err != nil {
+			return err
+		}
+		res.ListDigest = d
+		items = append(items, struct {
+			key  string
+			data []byte
+		}{storage.ImageDigestManifestBigDataNamePrefix + "-" + d.String(), p.list})
+	}
+	items = append(items, struct {
+		key  string
+		data []byte
+	}{storage.ImageDigestManifestBigDataNamePrefix + "-" + p.manifestDigest.String(), p.manifest})
+	// The image keeps the manifest that it came with first; later ones are found by their digest.
+	if _, ok := im.BigDataDigests[storage.ImageDigestBigDataKey]; !ok {
+		items = append(items, struct {
+			key  string
+			data []byte
+		}{storage.ImageDigestBigDataKey, p.manifest})
+	}
+	for _, it := range items {
+		if err := s.putBigData(im, it.key, it.data); err != nil {
+			return err
+		}
+	}
+	if err := s.putSignatures(im, p); err != nil {
+		return err
+	}
+	s.setNames(im, names)
+	if !res.Present {
+		s.images = append(s.images, im)
+		s.byImage[id] = im
+		im.dirty = true
+	}
+	res.Unchanged = res.Present && !im.dirty
+	if im.dirty {
+		s.imagesDirty = true
+	}
+	im.dirty = im.dirty || wasDirty
+	res.ID, res.ManifestDigest, res.Created, res.Names = id, p.manifestDigest, im.Created, slices.Clone(im.Names)
+	return nil
+}
+
+// putSignatures keeps signatures as the engine does: one item for each manifest, all of its
+// signatures joined, their sizes in the image's metadata.
+func (s *Store) putSignatures(im *imageRec, p *plan) error {
+	if len(p.signatures) == 0 {
+		return nil
+	}
+	meta := map[string]json.RawMessage{}
+	if im.Metadata != "" {
+		if err := json.Unmarshal([]byte(im.Metadata), &meta); err != nil {
+			return fmt.Errorf("%w: the metadata of image %s: %w", ErrCorruptStore, im.ID, err)
+		}
+	}
+	all := map[digest.Digest][]int{}
+	if raw, ok := meta["signatures-sizes"]; ok {
+		if err := json.Unmarshal(raw, &all); err != nil {
+			return fmt.Errorf("%w: the metadata of image %s: %w", ErrCorruptStore, im.ID, err)
+		}
+	}
+	sizes := []int{}
+	for _, sig := range p.signatures {
+		sizes = append(sizes, len(sig))
+	}
+	joined := bytes.Join(p.signatures, nil)
+	all[p.manifestDigest] = sizes
+	first := meta["signature-sizes"] == nil
+	for k, v := range map[string]any{"signatures-sizes": all, "signature-sizes": sizes} {
+		if k == "signature-sizes" && !first {
+			continue
+		}
+		data, err := json.Marshal(v)
+		if err != nil {
+			return err
+		}
+		meta[k] = data
+	}
+	data, err := json.Marshal(meta)
+	if err != nil {
+		return err
+	}
+	if im.Metadata != string(data) {
+		im.Metadata = string(data)
+		im.dirty = true
+	}
+	if first {
+		if err := s.putBigData(im, "signatures", joined); err != nil {
+			return err
+		}
+	}
+	return s.putBigData(im, "signature-"+p.manifestDigest.Encoded(), joined)
+}
