@@ -134,3 +134,75 @@ func zstdFrame(b []byte) (int, error) {
 	}
 	return p, nil
 }
+
+// encoder compresses clusters. Its compress is safe for concurrent use, and its output depends on the cluster and the level alone.
+type encoder struct {
+	typ   uint8
+	limit int // a blob of this many bytes or more gains nothing
+	zstd  *zstd.Encoder
+	flate sync.Pool
+}
+
+// zlibWindow is the window that QEMU inflates with (windowBits -12).
+const zlibWindow = 4096
+
+func newEncoder(name string, level int, clusterSize int64) (*encoder, error) {
+	e := &encoder{limit: int(clusterSize)}
+	switch name {
+	case "":
+		return nil, nil
+	case "zlib":
+		e.typ = compressionZlib
+		if level < 0 || level > 9 {
+			return nil, fmt.Errorf("qcow: zlib level %d (1 to 9)", level)
+		}
+		e.flate.New = func() any {
+			w, err := flate.NewWriterWindow(io.Discard, zlibWindow)
+			if err != nil {
+				panic(err) // constant arguments
+			}
+			return w
+		}
+	case "zstd":
+		e.typ = compressionZstd
+		if level < 0 || level > 22 {
+			return nil, fmt.Errorf("qcow: zstd level %d (1 to 22)", level)
+		}
+		if level == 0 {
+			level = 3
+		}
+		var err error
+		e.zstd, err = zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.EncoderLevelFromZstd(level)), zstd.WithEncoderCRC(false),
+			zstd.WithWindowSize(max(int(clusterSize), zstd.MinWindowSize)), zstd.WithLowerEncoderMem(true))
+		if err != nil {
+			return nil, err
+		}
+	default:
+		return nil, fmt.Errorf("qcow: compression %q (zlib and zstd are known)", name)
+	}
+	return e, nil
+}
+
+// compress appends the compressed cluster to dst; nil if that gains nothing.
+func (e *encoder) compress(dst, cluster []byte) ([]byte, error) {
+	start := len(dst)
+	if e.typ == compressionZstd {
+		dst = e.zstd.EncodeAll(cluster, dst)
+	} else {
+		w := e.flate.Get().(*flate.Writer)
+		defer e.flate.Put(w)
+		out := bytes.NewBuffer(dst)
+		w.Reset(out)
+		if _, err := w.Write(cluster); err != nil {
+			return nil, err
+		}
+		if err := w.Close(); err != nil {
+			return nil, err
+		}
+		dst = out.Bytes()
+	}
+	if len(dst)-start >= e.limit {
+		return nil, nil
+	}
+	return dst, nil
+}
