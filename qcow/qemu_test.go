@@ -191,8 +191,9 @@ func randomForm(rng *rand.Rand) imageForm {
 	f := imageForm{cluster: 512 << rng.IntN(13)}
 	var o []string
 	refbits := 1 << rng.IntN(7)
-	f.snapshots = rng.IntN(3) == 0 && refbits > 2
-	f.compressed = rng.IntN(2) == 0
+	// Narrow refcounts overflow with snapshots and with compressed clusters that share a host cluster; QEMU 7.2 then makes broken images.
+	f.snapshots = rng.IntN(3) == 0 && refbits >= 8
+	f.compressed = rng.IntN(2) == 0 && refbits >= 16
 	if rng.IntN(8) == 0 {
 		f.compat010 = true
 		refbits = 16
@@ -268,7 +269,7 @@ func scribble(t testing.TB, rng *rand.Rand, file string, f imageForm, size int64
 			cmds = append(cmds, fmt.Sprintf("write -P %d %d %d", rng.IntN(256), off, n))
 		}
 	}
-	// Compressed writes over allocated clusters fail, and refcounts of few bits run over; what counts is what QEMU reads afterwards.
+	// Compressed writes over allocated clusters fail; what counts is what QEMU reads afterwards.
 	var args []string
 	for _, c := range cmds {
 		args = append(args, "-c", c)
