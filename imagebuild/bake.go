@@ -1,14 +1,12 @@
 package imagebuild
 
 import (
-	"archive/tar"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"path"
+	"runtime"
 	"strings"
 	"time"
 
@@ -54,18 +52,18 @@ type Spec struct {
 
 // Report says what a bake did, or with DryRun would do.
 type Report struct {
-	DryRun    bool               `json:"dryRun,omitempty"`
-	Base      DiskReport         `json:"base"`
-	Output    *DiskReport        `json:"output,omitempty"`
-	Root      RootReport         `json:"root"`
-	Platform  string             `json:"platform"`
-	Store     string             `json:"store"`
-	Epoch     time.Time          `json:"epoch"`
-	Images    []storeseed.Result `json:"images"`
-	Changed   []FileReport       `json:"changedFiles"`
-	Space     filesystem.Space   `json:"space"`
-	Warnings  []string           `json:"warnings,omitempty"`
-	NewLayers int                `json:"newLayers"`
+	DryRun    bool             `json:"dryRun,omitempty"`
+	Base      DiskReport       `json:"base"`
+	Output    *DiskReport      `json:"output,omitempty"`
+	Root      RootReport       `json:"root"`
+	Platform  string           `json:"platform"`
+	Store     string           `json:"store"`
+	Epoch     time.Time        `json:"epoch"`
+	Images    []ImageReport    `json:"images"`
+	Changed   []FileReport     `json:"changedFiles"`
+	Space     filesystem.Space `json:"space"`
+	Warnings  []string         `json:"warnings,omitempty"`
+	NewLayers int              `json:"newLayers"`
 }
 
 // DiskReport is a disk image in a report.
@@ -85,11 +83,20 @@ type RootReport struct {
 	BlockSize  int64          `json:"blockSize"`
 }
 
+// ImageReport is an image in a report: the reference as it was given, and what became of it.
+type ImageReport struct {
+	Reference string `json:"reference"`
+	storeseed.Result
+}
+
 // FileReport is a file outside the store that a bake writes.
 type FileReport struct {
 	Path string `json:"path"`
 	Why  string `json:"why"`
 }
+
+// retries is how often a pull that was cut on the way is tried again.
+const retries = 3
 
 // Bake makes the disk that spec describes. The output appears only when it is whole; on any error, and when
 // ctx ends, nothing is at Output and the base is as it was. Errors match ErrUsage, ErrNoSpace or
@@ -110,14 +117,15 @@ func Bake(ctx context.Context, spec Spec) (*Report, error) {
 
 type bake struct {
 	Spec
-	report  *Report
-	base    *Opened
-	sources []storeseed.Source
-	edits   storageconf.Edits
+	report   *Report
+	base     *Opened
+	sources  []storeseed.Source
+	platform storeseed.Platform
+	edits    storageconf.Edits
 }
 
 func (b *bake) run(ctx context.Context) error {
-	if err := b.prepare(ctx); err != nil {
+	if err := b.prepare(); err != nil {
 		return err
 	}
 	defer b.base.Close()
@@ -141,7 +149,7 @@ func (b *bake) run(ctx context.Context) error {
 }
 
 // prepare checks all that can be checked before a byte is copied.
-func (b *bake) prepare(ctx context.Context) error {
+func (b *bake) prepare() error {
 	var err error
 	if b.Store, err = cleanStore(b.Store); err != nil {
 		return err
@@ -164,7 +172,9 @@ func (b *bake) prepare(ctx context.Context) error {
 	b.report.Base = DiskReport{Path: b.Base, Format: d.Format, Size: d.Size()}
 	b.report.Root = RootReport{root.Partition, root.Why, root.Release, root.Info.FreeBlocks, root.Info.BlockSize}
 	b.report.Store = b.Store
-	b.report.Warnings = append(b.report.Warnings, d.Warnings...)
+	for _, w := range d.Warnings {
+		b.warn("%s", w)
+	}
 	b.Log.Infof("root is %s: %s", root.Partition, osName(root.Release))
 	if !b.DryRun {
 		if err = output.Check(d, b.Output, b.Force); err != nil {
@@ -182,11 +192,41 @@ func (b *bake) prepare(ctx context.Context) error {
 	if b.edits, err = storageconf.Plan(root.Reader, b.base.existing, b.Store); err != nil {
 		return err
 	}
-	b.report.Warnings = append(b.report.Warnings, b.edits.Warnings...)
-	if err = b.openSources(ctx); err != nil {
-		return err
+	for _, w := range b.edits.Warnings {
+		b.warn("%s", w)
+	}
+	for _, i := range b.Images {
+		ref, names, perr := storeseed.ParseReference(b.System, i)
+		if err = perr; err != nil {
+			return err
+		}
+		b.sources = append(b.sources, storeseed.Source{Ref: ref, Names: names, System: b.System})
 	}
 	return nil
+}
+
+// choosePlatform takes the platform that was asked for, or the base disk's own.
+func (b *bake) choosePlatform() error {
+	p := b.Platform
+	if p == "" {
+		p = b.base.Root.Platform
+	}
+	if p == "" {
+		p = "linux/" + runtime.GOARCH
+		b.warn("nothing on the base disk says what it runs on; taking %s (--platform says otherwise)", p)
+	}
+	var err error
+	if b.platform, err = storeseed.ParsePlatform(p); err != nil {
+		return fmt.Errorf("%w: %w", ErrUsage, err)
+	}
+	b.report.Platform = p
+	return nil
+}
+
+func (b *bake) warn(format string, args ...any) {
+	s := fmt.Sprintf(format, args...)
+	b.Log.Warn(s)
+	b.report.Warnings = append(b.report.Warnings, s)
 }
 
 func osName(r osroot.Release) string {
@@ -253,11 +293,16 @@ func (b *bake) write(ctx context.Context, dev device, count bool) error {
 	}
 	for i, src := range b.sources {
 		b.Log.Infof("image %d of %d: %s", i+1, len(b.sources), b.Images[i])
-		res, err := store.Pull(ctx, storeseed.PullOptions{Source: src, Platform: b.report.Platform, ReportWriter: b.Progress})
+		res, err := store.Pull(ctx, storeseed.PullOptions{Source: src, Platform: b.platform, ReportWriter: b.Progress, Retries: retries})
 		if err != nil {
-			return fmt.Errorf("%s: %w", b.Images[i], err)
+			return err
 		}
-		b.report.Images = append(b.report.Images, res)
+		b.report.Images = append(b.report.Images, ImageReport{b.Images[i], res})
+		for _, l := range res.Layers {
+			if l.New {
+				b.report.NewLayers++
+			}
+		}
 	}
 	if err := store.Commit(ctx); err != nil {
 		return err

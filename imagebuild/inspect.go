@@ -84,7 +84,7 @@ func Inspect(path, root string) (*Inspection, error) {
 		Sector: d.SectorSize, Partitions: d.Partitions, Warnings: d.Warnings}
 	if d.Image != nil {
 		i := d.Image.Info()
-		in.Qcow2 = &Qcow2Info{Version: i.Version, ClusterSize: int64(i.ClusterSize), Compression: i.Compression,
+		in.Qcow2 = &Qcow2Info{Version: i.Version, ClusterSize: i.ClusterSize, Compression: i.Compression,
 			BackingFile: i.BackingFile, Snapshots: i.Snapshots}
 	}
 	r, err := osroot.Find(d, root)
@@ -124,7 +124,7 @@ func storeInfo(o *Opened, s Store) StoreInfo {
 	layers := map[string]bool{}
 	for _, i := range images {
 		for _, l := range i.Layers {
-			layers[l] = true
+			layers[l.ID] = true
 		}
 	}
 	si.Images, si.Layers = countIDs(images), len(layers)

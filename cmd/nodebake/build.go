@@ -160,7 +160,16 @@ func writeReport(stdout io.Writer, name string, rep *imagebuild.Report) error {
 // summarize says what there is now, and on a dry run what there would be.
 func summarize(w io.Writer, rep *imagebuild.Report) {
 	for _, i := range rep.Images {
-		fmt.Fprintln(w, imageLine(i))
+		state := "baked"
+		switch {
+		case i.Unchanged:
+			state = "there already, nothing to change"
+		case i.Present:
+			state = "there already, names added"
+		case rep.DryRun:
+			state = "to be baked"
+		}
+		fmt.Fprintf(w, "%s  %s: %s\n", short(i.ID), i.Reference, state)
 	}
 	need, free := rep.Space.NeedBytes(), rep.Space.FreeBytes()
 	if rep.DryRun {

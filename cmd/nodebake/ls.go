@@ -108,4 +108,3 @@ func openDiskPath(arg, root string) (*imagebuild.Opened, string, error) {
 func addRootFlag(cmd *cobra.Command, root *string) {
 	cmd.Flags().StringVar(root, "root", "", "the root `PARTITION`, where the disk leaves a choice: its number, name, label or UUID")
 }
-

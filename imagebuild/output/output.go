@@ -82,7 +82,7 @@ func Create(ctx context.Context, base *disk.Disk, path string, format disk.Forma
 		if err := t.file.Truncate(base.Size()); err != nil {
 			return nil, err
 		}
-		return t, qcow.CopyRaw(ctx, t.file, base.Image, nil)
+		return t, qcow.Copy(ctx, t.file, base.Image, qcow.CopyOptions{})
 	}
 	if patchable(base) {
 		if err := t.patch(ctx, base); !errors.Is(err, qcow.ErrCannotPatch) {
@@ -95,11 +95,19 @@ func Create(ctx context.Context, base *disk.Disk, path string, format disk.Forma
 	if t.image, err = qcow.Create(t.file, base.Size(), qcow.CreateOptions{}); err != nil {
 		return nil, err
 	}
-	var src qcow.Source = base
-	if base.Image != nil {
-		src = base.Image
+	src, err := source(base)
+	if err != nil {
+		return nil, err
 	}
-	return t, qcow.Copy(ctx, t.image, src, nil)
+	return t, qcow.Copy(ctx, t.image, src, qcow.CopyOptions{})
+}
+
+// source is the base's contents with what is known of its holes.
+func source(base *disk.Disk) (qcow.Source, error) {
+	if base.Image != nil {
+		return base.Image, nil
+	}
+	return qcow.NewFileSource(base.File())
 }
 
 // patchable says whether the base's own file can become the output, as far as its header tells.
