@@ -368,7 +368,8 @@ func (w *layerWriter) extract(diff io.Reader, ts io.Writer) error {
 	if derr := <-done; err == nil {
 		err = derr
 	}
-	if pk.err != nil {
+	// What the packer refused comes through the stream, wrapped as if the tar could not be read.
+	if pk.err != nil && errors.Is(err, pk.err) {
 		err = pk.err
 	}
 	if cerr := gz.Close(); err == nil {
@@ -674,7 +675,7 @@ func (p *packer) AddEntry(e tarsplit.Entry) (int, error) {
 		}
 		k := maphash.String(p.seed, name)
 		if _, ok := p.seen[k]; ok {
-			p.err = fmt.Errorf("entry %q: %w", e.GetName(), hostile("the path comes twice in the layer"))
+			p.err = fmt.Errorf("entry %q: %w", e.GetName(), hostile("the path is there already"))
 			return -1, p.err
 		}
 		if len(p.seen) >= maxEntries {

@@ -21,7 +21,8 @@ const (
 
 // maxSize bounds the configuration files that are parsed, in bytes. The longest
 // ones that distributions ship have 10 KiB (storage.conf) and 40 KiB (crio.conf).
-const maxSize = 1 << 20
+// It also bounds how deep tables nest, and so the stack.
+const maxSize = 256 << 10
 
 var (
 	// ErrStore says that a path cannot serve as an additional image store.
@@ -242,16 +243,19 @@ func (r *reader) get(key ...string) (any, bool) {
 // fold finds the key of m that equals k but for case. Two of them are an error,
 // because the engines' library takes either, at random.
 func fold(m map[string]any, k string) (name string, found bool, err error) {
-	for _, n := range slices.Sorted(maps.Keys(m)) {
-		if !strings.EqualFold(n, k) {
-			continue
+	var names []string
+	for n := range m {
+		if strings.EqualFold(n, k) {
+			names = append(names, n)
 		}
-		if found {
-			return "", false, fmt.Errorf("%w: it has the keys %q and %q, which engines do not tell apart", ErrUnsupported, name, n)
-		}
-		name, found = n, true
 	}
-	return name, found, nil
+	switch slices.Sort(names); len(names) {
+	case 0:
+		return "", false, nil
+	case 1:
+		return names[0], true, nil
+	}
+	return "", false, fmt.Errorf("%w: it has the keys %q, which engines do not tell apart", ErrUnsupported, names)
 }
 
 func (r *reader) str(dst *string, key ...string) {

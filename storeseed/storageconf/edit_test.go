@@ -214,7 +214,7 @@ func TestAddStoreErrors(t *testing.T) {
 		{name: "options is a list", conf: "storage.options = []\n", says: "storage.options must be a table"},
 		{name: "array of tables", conf: "[[storage]]\ndriver = \"overlay\"\n", says: "storage must be a table"},
 		{name: "array of option tables", conf: "[[storage.options]]\n", says: "storage.options must be a table"},
-		{name: "two spellings", conf: "[storage]\n[Storage.options]\n", is: ErrUnsupported, says: `"Storage" and "storage"`},
+		{name: "two spellings", conf: "[storage]\n[Storage.options]\n", is: ErrUnsupported, says: `["Storage" "storage"]`},
 		{name: "huge", conf: "#" + strings.Repeat(" ", maxSize), is: ErrUnsupported},
 		{name: "relative", store: "var/images", is: ErrStore},
 		{name: "empty", is: ErrStore, store: ""},
@@ -288,6 +288,22 @@ func TestStores(t *testing.T) {
 	}
 }
 
+// Inputs that make a careless program slow or overflow its stack.
+func TestHostile(t *testing.T) {
+	for name, unit := range map[string]string{
+		"dots": "a.", "arrays": "[", "tables": "{a=", "comments": "# additionalimagestores = [\n",
+		"headers": "[[storage.options.x]]\n", "quotes": "\"", "blank lines": "\n", "commas": "1,",
+	} {
+		conf := strings.Repeat(unit, (maxSize-100)/len(unit))
+		for _, c := range []string{conf, "x = " + conf, conf + "a=1", "[storage.options]\n" + conf, "x = [" + conf + "]"} {
+			out, _, err := AddStore([]byte(c), store)
+			if (err == nil) != (out != nil) {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+	}
+}
+
 // FuzzAddStore: no panic; and where the storage library reads the input, it reads
 // the output as the input with the store put first, or AddStore refused.
 func FuzzAddStore(f *testing.F) {
@@ -308,11 +324,13 @@ func FuzzAddStore(f *testing.F) {
 		"storage.driver = 'overlay'\n[storage.options.overlay]\nsize='1'\n",
 		"[storage.options]\r\nadditionalimagestores = [ # x\r\n'/a']",
 		"[STORAGE.options]\n'additionalImageStores'=[]",
+		"[crio]\nroot='/x'\nstorage_option = [\n\t'overlay.mountopt=nodev',\n]\n[crio.image]\n",
 		"[storage.options]\nx=nan\ny=1979-05-27T07:32:00Z\nz=[[{a.b=1}],]\n\"a\\\"b\"=1",
 	} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, conf []byte) {
+		fuzzCRIO(t, conf)
 		out, changed, err := AddStore(conf, store)
 		var before, after types.TomlConfig
 		if _, e := toml.Decode(string(conf), &before); e != nil || err != nil {
@@ -340,4 +358,29 @@ func FuzzAddStore(f *testing.F) {
 			t.Fatalf("%s\n%q\n%q", d, conf, out)
 		}
 	})
+}
+
+// fuzzCRIO holds the edit of crio.conf to the same, with CRI-O's own decoder.
+func fuzzCRIO(t *testing.T, conf []byte) {
+	type crio struct {
+		Crio struct {
+			Root    string   `toml:"root"`
+			Options []string `toml:"storage_option"`
+		} `toml:"crio"`
+	}
+	var before, after crio
+	const opt = "overlay.imagestore=" + store
+	out, changed, err := insertFirst(conf, optionsKey, opt, func(s string) bool { return s == opt })
+	if _, e := toml.Decode(string(conf), &before); e != nil || err != nil {
+		return
+	}
+	if _, e := toml.Decode(string(out), &after); e != nil {
+		t.Fatalf("CRI-O reads the input but not the output: %v\n%q\n%q", e, conf, out)
+	}
+	if changed {
+		before.Crio.Options = append([]string{opt}, before.Crio.Options...)
+	}
+	if d := cmp.Diff(before, after); d != "" {
+		t.Fatalf("%s\n%q\n%q", d, conf, out)
+	}
 }

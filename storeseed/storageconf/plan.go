@@ -130,6 +130,7 @@ func (p *planner) check() error {
 		}
 	}
 	c := p.t.CRIOConfig
+	// CRI-O's root is what storage.conf calls graphroot.
 	return p.checkConfig("crio.conf", Config{Driver: c.StorageDriver, GraphRoot: c.Root, RunRoot: c.RunRoot, ImageStore: c.ImageStore})
 }
 
@@ -144,16 +145,16 @@ func (p *planner) checkConfig(who string, c Config) error {
 		p.warn("%s has driver %q, with which an engine does not read the store, which is made for overlay: set driver = \"overlay\".", who, c.Driver)
 	}
 	for _, f := range []struct{ key, dir, fate string }{
-		{"the read-write store (graphroot)", c.GraphRoot, "an engine may wipe it"},
-		{"the image store for new images (imagestore)", c.ImageStore, "an engine may wipe it"},
-		{"the folder for run-time data (runroot)", c.RunRoot, "it is emptied at every boot"},
+		{"graphroot", c.GraphRoot, "an engine may wipe it"},
+		{"imagestore", c.ImageStore, "an engine may wipe it"},
+		{"runroot", c.RunRoot, "it is emptied at every boot"},
 	} {
 		if f.dir == "" {
 			continue
 		}
 		dir := strings.NewReplacer("$UID", "0", "${UID}", "0", "$HOME", "/root", "${HOME}", "/root").Replace(f.dir)
 		if strings.Contains(dir, "$") {
-			p.warn("%s of %s is %q; what that stands for is not known here, so see to it that the store %s is not inside.", f.key, who, f.dir, p.store)
+			p.warn("The %s of %s is %q; what that stands for is not known here, so see to it that the store %s is not inside.", f.key, who, f.dir, p.store)
 			continue
 		}
 		over, err := p.overlap(dir)
@@ -161,7 +162,7 @@ func (p *planner) checkConfig(who string, c Config) error {
 			return err
 		}
 		if over {
-			return fmt.Errorf("%w: the store %s and %s of %s, %s, are one inside the other, and %s; choose another path for the store", ErrConflict, p.store, f.key, who, f.dir, f.fate)
+			return fmt.Errorf("%w: the store %s lies in, or holds, the %s %q of %s, and %s; choose another path for the store", ErrConflict, p.store, f.key, f.dir, who, f.fate)
 		}
 	}
 	return nil
