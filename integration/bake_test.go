@@ -194,9 +194,9 @@ func TestAgain(t *testing.T) {
 	}
 	first := mount(t, dir+"/1.raw", smallRoot, "ro")
 	// Layers that were shipped may be in use: they stay as they were to the byte.
-	was, err := diskNodes(first + defaultStore + "/overlay")
+	was, err := diskNodes(first + defaultStore + "/overlay", "")
 	check(t, err)
-	is, err := diskNodes(second + defaultStore + "/overlay")
+	is, err := diskNodes(second + defaultStore + "/overlay", "")
 	check(t, err)
 	for name := range is {
 		if was[name] == nil {
@@ -215,9 +215,9 @@ func TestAgain(t *testing.T) {
 		t.Errorf("does not say that the image is there already\n%s", o)
 	}
 	third := mount(t, dir+"/3.raw", smallRoot, "ro")
-	was, err = diskNodes(second)
+	was, err = diskNodes(second, "")
 	check(t, err)
-	is, err = diskNodes(third)
+	is, err = diskNodes(third, "")
 	check(t, err)
 	for _, fault := range compareNodes(was, is) {
 		t.Error(fault)

@@ -111,7 +111,7 @@ func compareStore(t testing.TB, store string, i image) {
 		if err != nil {
 			t.Fatalf("%s, layer %d: %v", i.name, n, err)
 		}
-		got, err := diskNodes(filepath.Join(store, "overlay", l.id, "diff"))
+		got, err := diskNodes(filepath.Join(store, "overlay", l.id, "diff"), "")
 		if err != nil {
 			t.Errorf("%s, layer %d (%s): %v", i.name, n, l.id, err)
 			continue

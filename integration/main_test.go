@@ -46,7 +46,7 @@ func TestMain(m *testing.M) {
 	}
 	os.Exit(func() int {
 		var err error
-		if scratch, err = os.MkdirTemp("/var/tmp", "nodebake-test."); err != nil {
+		if scratch, err = os.MkdirTemp("/var/tmp", "nodebake."); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
@@ -81,9 +81,10 @@ func removeAll(dir string) {
 }
 
 // tempDir is t.TempDir in the scratch folder, for disks are too big for a /tmp in memory.
+// Its name is short: podman takes no runroot of more than 50 characters.
 func tempDir(t testing.TB) string {
 	t.Helper()
-	dir, err := os.MkdirTemp(scratch, strings.NewReplacer("/", "-", " ", "-").Replace(t.Name())+".")
+	dir, err := os.MkdirTemp(scratch, "t.")
 	check(t, err)
 	if os.Getenv("NODEBAKE_TEST_KEEP") == "" {
 		t.Cleanup(func() { removeAll(dir) })

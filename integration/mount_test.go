@@ -119,6 +119,10 @@ func fsck(t testing.TB, raw string, number int) {
 		t.Errorf("%s", o)
 	}
 	for _, line := range strings.Split(o.stdout, "\n") {
+		// It warns of a mount, even of a read-only one.
+		if line == "Warning!  "+raw+" is mounted." {
+			continue
+		}
 		if line != "" && !strings.HasPrefix(line, "Pass ") && !strings.Contains(line, "files (") {
 			t.Errorf("e2fsck says: %s", line)
 		}

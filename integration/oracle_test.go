@@ -35,7 +35,7 @@ func TestOracle(t *testing.T) {
 		defer r.Close()
 		want, err := tarNodes(r)
 		check(t, err)
-		got, err := diskNodes(filepath.Dir(diff))
+		got, err := diskNodes(filepath.Dir(diff), "")
 		check(t, err)
 		return strings.Join(compareNodes(want, got), "\n")
 	}

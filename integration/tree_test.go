@@ -122,8 +122,8 @@ func linkNames(names []string) string {
 	return strings.Join(names, " ")
 }
 
-// diskNodes reads a folder through the kernel.
-func diskNodes(dir string) (map[string]*node, error) {
+// diskNodes reads a folder through the kernel, but not what is under the folder skip.
+func diskNodes(dir, skip string) (map[string]*node, error) {
 	nodes := map[string]*node{}
 	inodes := map[uint64][]string{}
 	err := filepath.WalkDir(dir, func(p string, _ fs.DirEntry, err error) error {
@@ -165,6 +165,9 @@ func diskNodes(dir string) (map[string]*node, error) {
 			inodes[st.Ino] = append(inodes[st.Ino], name)
 		}
 		nodes[name] = n
+		if name == skip && name != "" {
+			return fs.SkipDir
+		}
 		return nil
 	})
 	for _, names := range inodes {

@@ -1,0 +1,212 @@
+package integration
+
+import (
+	"archive/tar"
+	"bytes"
+	_ "embed"
+	"fmt"
+	"math/rand"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"text/tabwriter"
+	"time"
+)
+
+//go:embed bench_test.go
+var benchRecipe []byte
+
+// load is a set of images to measure with.
+type load struct {
+	name     string
+	files    int // small ones
+	bytes    int64
+	archives []string
+}
+
+// small files have this many bytes on average; the rest of a load's bytes is in large ones.
+const smallFile = 8 << 10
+
+// makeLoad writes three images that share a layer: one of many small files, one of a few large files, one of both.
+// The bytes are the same each time, and about half of them compress, as programs do.
+func makeLoad(t testing.TB, name string, files int, total int64) load {
+	t.Helper()
+	requires(t, "skopeo")
+	names := []string{"small", "large", "mixed"}
+	dir, err := cached("bench-"+name, [][]byte{benchRecipe, imagesRecipe, fmt.Append(nil, files, total)}, func(dir string) error {
+		large := total - int64(files)*smallFile
+		shared := benchLayer("usr", 1, files/4, large/8)
+		for i, l := range []layer{
+			benchLayer("small", 2, files/2, 0),
+			benchLayer("large", 3, 0, large/2),
+			benchLayer("mixed", 4, files/4, large*3/8),
+		} {
+			layout := filepath.Join(dir, "layout")
+			ref := "localhost/bench/" + names[i] + ":1"
+			if err := writeLayout(layout, ref, "amd64", shared, l); err != nil {
+				return err
+			}
+			if _, err := tool("skopeo", "copy", "-q", "oci:"+layout+":"+ref, "oci-archive:"+filepath.Join(dir, names[i]+".tar")+":"+ref); err != nil {
+				return err
+			}
+			removeAll(layout)
+		}
+		return nil
+	})
+	check(t, err)
+	l := load{name: name, files: files, bytes: total}
+	for _, n := range names {
+		l.archives = append(l.archives, filepath.Join(dir, n+".tar"))
+	}
+	return l
+}
+
+func benchLayer(top string, seed int64, small int, large int64) layer {
+	r := rand.New(rand.NewSource(seed))
+	var buf bytes.Buffer
+	w := tar.NewWriter(&buf)
+	put := func(h tar.Header, size int64) {
+		h.ModTime, h.Size, h.Format = time.Unix(1700000000, 0), size, tar.FormatPAX
+		if err := w.WriteHeader(&h); err != nil {
+			panic(err)
+		}
+		noise, text := make([]byte, 512), make([]byte, 512)
+		for left := size; left > 0; {
+			r.Read(noise)
+			copy(text, fmt.Sprintf("%s %d\n", top, left%97))
+			for _, b := range [][]byte{noise, text} {
+				n := min(left, int64(len(b)))
+				w.Write(b[:n])
+				left -= n
+			}
+		}
+	}
+	put(tar.Header{Typeflag: tar.TypeDir, Name: top + "/", Mode: 0o755}, 0)
+	for i := range small {
+		if i%100 == 0 {
+			put(tar.Header{Typeflag: tar.TypeDir, Name: fmt.Sprintf("%s/%04d/", top, i/100), Mode: 0o755}, 0)
+		}
+		put(tar.Header{Typeflag: tar.TypeReg, Name: fmt.Sprintf("%s/%04d/file-%02d", top, i/100, i%100), Mode: 0o644}, r.Int63n(2*smallFile))
+	}
+	for i := 0; large > 0; i++ {
+		n := min(large, 40<<20)
+		put(tar.Header{Typeflag: tar.TypeReg, Name: fmt.Sprintf("%s/large-%d", top, i), Mode: 0o755}, n)
+		large -= n
+	}
+	w.Close()
+	return layer{tar: buf.Bytes()}
+}
+
+// BenchmarkBake bakes about 600 MB of images into a Debian disk, in turn with nodebake and by hand (see bakeByHand),
+// and then as many files again, and as many bytes again. It prints a Markdown table.
+//
+//	go test -run '^$' -bench Bake -benchtime 1x ./integration
+func BenchmarkBake(b *testing.B) {
+	requires(b, "root", "qemu-img", "podman", "skopeo")
+	pairs := 3
+	if s := os.Getenv("NODEBAKE_BENCH_PAIRS"); s != "" {
+		var err error
+		pairs, err = strconv.Atoi(s)
+		check(b, err)
+	}
+	base := debian(b)
+	const files, size = 20_000, 600 << 20
+	one := makeLoad(b, "one", files, size)
+	more := []load{makeLoad(b, "files", 2*files, size+files*smallFile), makeLoad(b, "bytes", files, 2*size)}
+	dir := tempDir(b)
+	bin := productPath(b)
+	out := dir + "/out.qcow2"
+	var peak int64
+	ours := func(l load) outcome {
+		os.Remove(out)
+		run(b, "sync")
+		args := []string{"build", "--base", base.disk, "--output", out, "--quiet"}
+		for _, a := range l.archives {
+			args = append(args, "--image", "oci-archive:"+a)
+		}
+		o := command(b, nil, bin, args...)
+		if o.code != 0 {
+			b.Fatalf("%s", o)
+		}
+		peak = max(peak, o.usage.Maxrss>>10)
+		return o
+	}
+	byHand := func(l load) time.Duration {
+		os.Remove(out)
+		run(b, "sync")
+		start := time.Now()
+		bakeByHand(b, base.disk, nodeRoot, out, l.archives...)
+		return time.Since(start)
+	}
+	for b.Loop() {
+		var table bytes.Buffer
+		w := tabwriter.NewWriter(&table, 0, 0, 1, ' ', tabwriter.TabIndent)
+		row := func(cells ...any) {
+			s := make([]string, len(cells))
+			for i, c := range cells {
+				if f, ok := c.(float64); ok {
+					c = fmt.Sprintf("%.2f", f)
+				}
+				s[i] = fmt.Sprint(c)
+			}
+			fmt.Fprintf(w, "| %s |\n", strings.Join(s, "\t | "))
+		}
+		row("pair", "nodebake (s)", "CPU (s)", "peak (MiB)", "by hand (s)", "ratio")
+		row("---", "---", "---", "---", "---", "---")
+		var ratios, times []float64
+		for pair := range pairs {
+			var o outcome
+			var hand time.Duration
+			// Each goes first in turn, so that neither has the warmer cache.
+			if pair%2 == 0 {
+				o = ours(one)
+				if pair == 0 {
+					if v := command(b, nil, bin, "verify", out); v.code != 0 {
+						b.Fatalf("%s", v)
+					}
+				}
+				hand = byHand(one)
+			} else {
+				hand = byHand(one)
+				o = ours(one)
+			}
+			ratios, times = append(ratios, hand.Seconds()/o.took.Seconds()), append(times, o.took.Seconds())
+			row(pair+1, o.took.Seconds(), cpu(o), o.usage.Maxrss>>10, hand.Seconds(), ratios[pair])
+		}
+		row("median", median(times), "", "", "", median(ratios))
+		fmt.Fprintln(w)
+		row("load", "small files", "MB", "nodebake (s)", "CPU (s)", "peak (MiB)", "CPU a load of one")
+		row("---", "---", "---", "---", "---", "---", "---")
+		first := 0.0
+		for _, l := range append([]load{one}, more...) {
+			// The least of three: what is left is the work itself.
+			best := ours(l)
+			for range 2 {
+				if o := ours(l); cpu(o) < cpu(best) {
+					best = o
+				}
+			}
+			if first == 0 {
+				first = cpu(best)
+			}
+			row(l.name, l.files, l.bytes/1e6, best.took.Seconds(), cpu(best), best.usage.Maxrss>>10, cpu(best)/first)
+		}
+		w.Flush()
+		fmt.Printf("\n%d MB of images in %d files and more, onto %s, %d cores:\n\n%s\n", one.bytes/1e6, one.files, filepath.Base(base.disk), runtime.NumCPU(), &table)
+		b.ReportMetric(median(ratios), "times-faster")
+		b.ReportMetric(float64(peak), "peak-MiB")
+	}
+}
+
+func cpu(o outcome) float64 {
+	return time.Duration(o.usage.Utime.Nano() + o.usage.Stime.Nano()).Seconds()
+}
+
+func median(v []float64) float64 {
+	v = slices.Sorted(slices.Values(v))
+	return v[len(v)/2]
+}
