@@ -247,13 +247,13 @@ func (f *FS) indirectSpan(level int) int64 {
 // blockMap reads a file's content. It keeps the last leaf of the map that was used, so that memory is bounded
 // however fragmented the file is.
 type blockMap struct {
-	f     *FS
-	ino   uint32
-	gen   uint32
-	root  [inBlockLen]byte
-	ext   bool
-	size  int64
-	leaf  atomic.Pointer[mapLeaf]
+	f    *FS
+	ino  uint32
+	gen  uint32
+	root [inBlockLen]byte
+	ext  bool
+	size int64
+	leaf atomic.Pointer[mapLeaf]
 }
 
 // mapLeaf says everything about the file blocks lo to hi: what no extent covers is a hole.

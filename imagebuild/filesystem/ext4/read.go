@@ -54,7 +54,11 @@ func (f *FS) inode(ino uint32) ([]byte, error) {
 }
 
 func (f *FS) inodeInto(ino uint32, raw []byte) error {
-	if ino == 0 || f.w == nil && ino > f.inodes {
+	limit := f.inodes
+	if f.w != nil {
+		limit += f.w.ghost
+	}
+	if ino == 0 || ino > limit {
 		return corrupt("inode %d of %d", ino, f.inodes)
 	}
 	if err := f.itab.read(ino, raw); err != nil {
