@@ -238,29 +238,27 @@ func (c *content) ReadAt(p []byte, off int64) (int, error) {
 		p, eof = p[:c.size-off], io.EOF
 	}
 	bl := c.fs.sb.blockLog
-	i := sort.Search(len(c.exts), func(i int) bool {
-		return int64((c.exts[i].off+uint64(c.exts[i].n))<<bl) > off
-	})
+	i := sort.Search(len(c.exts), func(i int) bool { return (c.exts[i].off+uint64(c.exts[i].n))<<bl > uint64(off) })
 	done := 0
 	for done < len(p) {
-		pos := off + int64(done)
+		pos := uint64(off) + uint64(done)
 		rest := p[done:]
 		if i == len(c.exts) {
 			clear(rest)
 			return len(p), eof
 		}
 		e := c.exts[i]
-		start, end := int64(e.off<<bl), int64((e.off+uint64(e.n))<<bl)
+		start, end := e.off<<bl, (e.off+uint64(e.n))<<bl
 		if pos < start {
-			n := min(int64(len(rest)), start-pos)
+			n := min(uint64(len(rest)), start-pos)
 			clear(rest[:n])
 			done += int(n)
 			continue
 		}
-		n := min(int64(len(rest)), end-pos)
+		n := min(uint64(len(rest)), end-pos)
 		if e.unwritten {
 			clear(rest[:n])
-		} else if err := c.fs.readAt(rest[:n], c.fs.sb.off(e.start)+pos-start); err != nil {
+		} else if err := c.fs.readAt(rest[:n], c.fs.sb.off(e.start)+int64(pos-start)); err != nil {
 			return done, err
 		}
 		done += int(n)
