@@ -82,9 +82,9 @@ same bytes.`,
 	}
 	f := cmd.Flags()
 	f.StringVar(&spec.Base, "base", "", "the boot `DISK` to start from, qcow2 or raw; only read")
-	f.StringArrayVar(&spec.Images, "image", nil, "an image to bake; may be given more than once")
+	f.StringArrayVar(&spec.Images, "image", nil, "the `REF` of an image to bake; may be given more than once")
 	f.StringArrayVar(&lists, "images-from", nil, "a `FILE` of references, one a line, # starts a comment; - is standard input")
-	f.StringVar(&spec.Output, "output", "", "the disk to make")
+	f.StringVar(&spec.Output, "output", "", "the disk to make, a `FILE`")
 	f.StringVar(&format, "output-format", "", "qcow2 or raw (default: raw where OUT ends in .raw or .img, else qcow2)")
 	f.StringVar(&spec.Store, "store", imagebuild.DefaultStore, "the store's `PATH` on the node")
 	f.StringVar(&spec.Platform, "platform", "", "`OS/ARCH[/VARIANT]` of the images (default: the base disk's own)")

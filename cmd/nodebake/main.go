@@ -95,6 +95,7 @@ no loop device and no other program.`,
 			}
 			logrus.SetLevel(l)
 			logrus.SetOutput(cmd.ErrOrStderr())
+			logrus.SetFormatter(plain{})
 			return nil
 		},
 	}
@@ -105,6 +106,18 @@ no loop device and no other program.`,
 	})
 	root.AddCommand(buildCommand(), inspectCommand(), imagesCommand(), verifyCommand(), lsCommand(), catCommand(), versionCommand())
 	return root
+}
+
+// plain is a log line as a person reads it; what is not mere progress says so.
+type plain struct{}
+
+// Format implements logrus.Formatter.
+func (plain) Format(e *logrus.Entry) ([]byte, error) {
+	line := printable(e.Message) + "\n"
+	if e.Level != logrus.InfoLevel {
+		line = e.Level.String() + ": " + line
+	}
+	return []byte(line), nil
 }
 
 func usage(format string, args ...any) error {

@@ -111,7 +111,7 @@ func Open(r io.ReaderAt, size int64, kind Kind) (Reader, Info, error) {
 			return nil, Info{Kind: kind}, err
 		}
 		i := f.Info()
-		return f, Info{Kind: kind, Label: i.Label, UUID: i.UUID, BlockSize: i.BlockSize, Blocks: i.Blocks,
+		return f, Info{Kind: kind, Label: i.Label, UUID: uuid(i.UUID[:]), BlockSize: i.BlockSize, Blocks: i.Blocks,
 			FreeBlocks: i.FreeBlocks, Inodes: i.Inodes, FreeInodes: i.FreeInodes, Features: i.Features}, nil
 	}
 	return nil, Info{Kind: kind}, fmt.Errorf("%s: %w", kind, ErrNoWriter)
