@@ -8,7 +8,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 )
 
 // bakedRight fails unless an output holds the images whole and nothing but the root partition changed.
@@ -175,6 +177,41 @@ func TestSameBytes(t *testing.T) {
 	}
 }
 
+// TestEpoch holds the times that no image gives: SOURCE_DATE_EPOCH, or else the newest image's creation.
+func TestEpoch(t *testing.T) {
+	requires(t, "root")
+	images := testImages(t)
+	const created = 1700000000 // of the image made by hand
+	for _, c := range []struct {
+		env  []string
+		want int64
+	}{{nil, created}, {[]string{"SOURCE_DATE_EPOCH=1234567890"}, 1234567890}} {
+		dir := tempDir(t)
+		o := command(t, c.env, productPath(t), "build", "--base", smallBase(t), "--image", images["quirks"].oci(), "--output", dir+"/out.raw", "--report", dir+"/report.json")
+		if o.code != 0 {
+			t.Fatalf("%s", o)
+		}
+		var report struct{ Epoch time.Time }
+		readJSON(t, dir+"/report.json", &report)
+		if report.Epoch.Unix() != c.want {
+			t.Errorf("%v: the report's epoch is %v, must be %v", c.env, report.Epoch, time.Unix(c.want, 0).UTC())
+		}
+		mnt := mount(t, dir+"/out.raw", smallRoot, "ro")
+		layer := defaultStore + "/overlay/" + images["quirks"].facts(t).layers[0].id
+		for _, name := range []string{defaultStore, defaultStore + "/overlay-images/images.json", layer, layer + "/diff/no", layer + "/link"} {
+			info, err := os.Stat(mnt + name)
+			check(t, err)
+			if got := info.ModTime().Unix(); got != c.want {
+				t.Errorf("%v: mtime of %s is %v, must be %v", c.env, name, info.ModTime().UTC(), time.Unix(c.want, 0).UTC())
+			}
+			if got := info.Sys().(*syscall.Stat_t).Ctim.Sec; got != c.want {
+				t.Errorf("%v: ctime of %s is %v, must be %v", c.env, name, time.Unix(got, 0).UTC(), time.Unix(c.want, 0).UTC())
+			}
+		}
+		unmount(t, mnt)
+	}
+}
+
 // TestAgain bakes onto an output: the second image joins the first, and a third bake of what is there changes nothing.
 func TestAgain(t *testing.T) {
 	requires(t, "root", "podman")
@@ -186,17 +223,16 @@ func TestAgain(t *testing.T) {
 	bakedRight(t, dir+"/1.raw", dir+"/2.raw", smallRoot, images["hello"], images["odd"])
 
 	second := mount(t, dir+"/2.raw", smallRoot, "ro")
-	run(t, "cp", "-a", second+defaultStore, dir+"/copy")
-	checkStore(t, dir+"/copy", false)
+	checkStore(t, primaryCopy(t, second+defaultStore), false)
 	e := newEngine(t, second+defaultStore)
 	if got := e.do(t, "podman", "images", "--format", "{{.Repository}}:{{.Tag}} {{.ReadOnly}}"); len(strings.Split(got, "\n")) != 2 {
 		t.Errorf("podman lists\n%s", got)
 	}
 	first := mount(t, dir+"/1.raw", smallRoot, "ro")
 	// Layers that were shipped may be in use: they stay as they were to the byte.
-	was, err := diskNodes(first + defaultStore + "/overlay", "")
+	was, err := diskNodes(first+defaultStore+"/overlay", "")
 	check(t, err)
-	is, err := diskNodes(second + defaultStore + "/overlay", "")
+	is, err := diskNodes(second+defaultStore+"/overlay", "")
 	check(t, err)
 	for name := range is {
 		if was[name] == nil {
@@ -229,8 +265,7 @@ func TestAgain(t *testing.T) {
 	baked(t, "--base", dir+"/1.raw", "--image", "docker-archive:"+dir+"/renamed.tar", "--output", dir+"/4.raw")
 	bakedRight(t, dir+"/1.raw", dir+"/4.raw", smallRoot, images["hello"])
 	fourth := mount(t, dir+"/4.raw", smallRoot, "ro")
-	run(t, "cp", "-a", fourth+defaultStore, dir+"/copy4")
-	checkStore(t, dir+"/copy4", false)
+	checkStore(t, primaryCopy(t, fourth+defaultStore), false)
 	e = newEngine(t, fourth+defaultStore)
 	got := strings.Split(e.do(t, "podman", "images", "--no-trunc", "--format", "{{.Repository}}:{{.Tag}} {{.ID}}"), "\n")
 	slices.Sort(got)

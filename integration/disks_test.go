@@ -171,9 +171,10 @@ func makeDisk(t testing.TB, disk, table string, parts ...part) {
 	}
 }
 
-// rootPart is a root partition as most tests need it.
+// rootPart is a root partition as most tests need it. Blocks are of 4 KiB, as on real disks; mke2fs alone would
+// give a small one blocks of 1 KiB.
 func rootPart(t testing.TB, more map[string]string, options ...string) part {
-	return part{size: rootSize, kind: typeRootAMD64, name: "root", make: ext4(append([]string{"-L", "root"}, options...)...), files: rootFiles(t, more), isRoot: true}
+	return part{size: rootSize, kind: typeRootAMD64, name: "root", make: ext4(append([]string{"-L", "root", "-b", "4096"}, options...)...), files: rootFiles(t, more), isRoot: true}
 }
 
 // smallDisk writes a GPT disk (1 ESP, 2 boot, 3 root) that takes a moment to make.

@@ -98,6 +98,21 @@ func checkStore(t testing.TB, root string, readOnly bool) {
 	t.Logf("containers/storage's check of %s (read-only: %v): %d images", root, readOnly, len(images))
 }
 
+// primaryCopy copies a store so that it can be an engine's own: a read-write store's layers have three more folders.
+func primaryCopy(t testing.TB, store string) string {
+	t.Helper()
+	root := tempDir(t) + "/root"
+	run(t, "cp", "-a", "--sparse=always", store, root)
+	layers, err := filepath.Glob(root + "/overlay/*/diff")
+	check(t, err)
+	for _, l := range layers {
+		for _, d := range []string{"empty", "merged", "work"} {
+			check(t, os.MkdirAll(filepath.Join(filepath.Dir(l), d), 0o700))
+		}
+	}
+	return root
+}
+
 // compareStore holds every layer of an image in a store against the layer's tar.
 func compareStore(t testing.TB, store string, i image) {
 	t.Helper()

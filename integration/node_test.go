@@ -123,9 +123,7 @@ func TestNode(t *testing.T) {
 	}
 	t.Run("containers-storage check, read-only", func(t *testing.T) { checkStore(t, n.store, true) })
 	t.Run("containers-storage check, as primary", func(t *testing.T) {
-		dir := tempDir(t)
-		run(t, "cp", "-a", "--sparse=always", n.store, dir+"/root")
-		checkStore(t, dir+"/root", false)
+		checkStore(t, primaryCopy(t, n.store), false)
 	})
 
 	e := newEngine(t, n.store)
@@ -174,7 +172,11 @@ func TestNode(t *testing.T) {
 	})
 	t.Run("save is what podman's own store saves", func(t *testing.T) {
 		own := newEngine(t)
-		for _, i := range []string{"hello", "odd", "debian", "exact"} {
+		names := []string{"hello", "odd", "exact"}
+		if os.Getenv("NODEBAKE_SOAK") != "" {
+			names = checked // podman compresses every layer again
+		}
+		for _, i := range names {
 			own.do(t, "podman", "load", "-q", "-i", images[i].ociArchive)
 			want, got := own.saved(t, images[i].name), e.saved(t, images[i].name)
 			if want != got {
