@@ -211,7 +211,7 @@ func (fs *FS) header(in *inode) (*tar.Header, error) {
 			h.Typeflag = tar.TypeBlock
 		}
 		d := be.Uint32(in.dataFork())
-		h.Devmajor, h.Devminor = int64(d>>18), int64(d&(1<<18-1))
+		h.Devmajor, h.Devminor = int64(d>>18&devMajorMask), int64(d&(1<<18-1))
 	case modeFifo:
 		h.Typeflag = tar.TypeFifo
 	case modeSock:

@@ -294,13 +294,14 @@ const (
 	flag2Bigtime    = 8
 	flag2Nrext64    = 16
 
-	maxLinks    = 1<<31 - 1
-	maxSymlink  = 1024
-	maxNameLen  = 255
-	maxExtLen   = 1<<21 - 1
-	maxFileOff  = 1<<54 - 1
-	maxAttrVal  = 65536
-	maxDirSpace = 1 << 35 // bytes of each of a folder's data, leaf and free spaces
+	devMajorMask = 0x1ff
+	maxLinks     = 1<<31 - 1
+	maxSymlink   = 1024 // bytes, with the NUL that is not stored
+	maxNameLen   = 255
+	maxExtLen    = 1<<21 - 1
+	maxFileOff   = 1<<54 - 1
+	maxAttrVal   = 65536
+	maxDirSpace  = 1 << 35 // bytes of each of a folder's data, leaf and free spaces
 )
 
 // File types in folder entries.

@@ -392,7 +392,10 @@ func xattrsOf(h *tar.Header) ([]attr, error) {
 }
 
 func (w *Writer) newInode(d *folder, mode uint16) *inode {
-	in := &inode{mode: mode, nlink: 1, changeCount: 1, aformat: fmtExtents}
+	in := &inode{mode: mode, nlink: 1, changeCount: 1, format: fmtDev, aformat: fmtExtents}
+	if mode == modeReg || mode == modeDir || mode == modeLnk {
+		in.format = fmtExtents
+	}
 	if w.sb.inc&incBigtime != 0 {
 		in.flags2 |= flag2Bigtime
 	}
@@ -519,14 +522,14 @@ func (w *Writer) content(in *inode, h *tar.Header, r io.Reader, attrs []attr) (e
 			return err
 		}
 		in.size = uint64(h.Size)
-		in.format = fmtExtents
 	case modeLnk:
-		if n := len(h.Linkname); n == 0 || n > maxSymlink || strings.IndexByte(h.Linkname, 0) >= 0 {
+		if n := len(h.Linkname); n == 0 || n >= maxSymlink || strings.IndexByte(h.Linkname, 0) >= 0 {
 			return fmt.Errorf("symlink to %d bytes: %w", n, syscall.ENAMETOOLONG)
 		}
 		in.size = uint64(len(h.Linkname))
 	case modeChar, modeBlk:
-		if h.Devmajor < 0 || h.Devmajor >= 1<<14 || h.Devminor < 0 || h.Devminor >= 1<<18 {
+		// 14 bits are there for the major, but the kernel reads 9 of them back.
+		if h.Devmajor < 0 || h.Devmajor > devMajorMask || h.Devminor < 0 || h.Devminor >= 1<<18 {
 			return fmt.Errorf("device %d:%d: %w", h.Devmajor, h.Devminor, iofs.ErrInvalid)
 		}
 	}
@@ -555,7 +558,6 @@ func (w *Writer) content(in *inode, h *tar.Header, r io.Reader, attrs []attr) (e
 			return err
 		}
 	default:
-		in.format = fmtDev
 		w.layout(in, 8, attrs)
 		if k := in.kind(); k == modeChar || k == modeBlk {
 			be.PutUint32(in.lit, uint32(h.Devmajor)<<18|uint32(h.Devminor))
