@@ -420,8 +420,9 @@ func (a *adder) add(h *tar.Header, data []byte) {
 		a.link(h.Name, h.Linkname)
 		return
 	}
+	_, old := a.want[h.Name]
 	a.set(h.Name, h, data)
-	if h.Name != "" {
+	if !old {
 		a.touch(h.Name)
 	}
 }

@@ -450,6 +450,7 @@ func (w *Writer) create(d *folder, mode uint16, h *tar.Header, r io.Reader) (ino
 	if ino, err = w.allocInode(d.ino, mode == modeDir); err != nil {
 		return 0, w.fatal(err)
 	}
+	made := ino
 	defer func() {
 		if err == nil {
 			return
@@ -457,7 +458,7 @@ func (w *Writer) create(d *folder, mode uint16, h *tar.Header, r io.Reader) (ino
 		for _, g := range w.grabbed {
 			w.fatal(w.free(g.phys, int64(g.n)))
 		}
-		w.fatal(w.freeInode(ino, mode == modeDir))
+		w.fatal(w.freeInode(made, mode == modeDir))
 	}()
 	le.PutUint32(raw[inGeneration:], w.generation(ino))
 	le.PutUint16(raw[inLinks:], 1)
