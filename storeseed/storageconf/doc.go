@@ -5,7 +5,8 @@
 //
 // [AddStore] edits one file, [Stores] says what one file says, [Load] says what
 // an operating system's tree says, and [Plan] turns that into the list of files
-// to write. Nothing here writes to a filesystem except [Edits.Apply].
+// to write. Nothing here writes to a filesystem except [Edits.Apply]. All
+// functions may be called concurrently, if the given Reader can be.
 //
 // # Which engine reads what
 //
@@ -25,8 +26,9 @@
 //     $CONTAINERS_STORAGE_CONF turns the drop-ins off too.
 //
 // So the main file is always made right, and a drop-in that would replace the
-// list is made right as well. The files of single users
-// (~/.config/containers, storage.rootless.conf.d) are not looked at.
+// list is made right as well. The files of single users (~/.config/containers,
+// storage.rootless.conf.d) are not looked at; if root has such files, which win
+// from 1.63 on, [Plan] warns.
 //
 // The library turns each store into a graph driver option: "overlay.imagestore=S"
 // (the driver's name as the file spells it) up to 1.62, "imagestore=S" from 1.63.
@@ -42,8 +44,8 @@
 // below /etc/crio/crio.conf.d (subfolders too, whatever the ending) in lexical
 // order; it reads nothing of the sort below /usr. Its storage_option is added to
 // the options from storage.conf, equal strings once, since CRI-O 1.23, which has
-// containers/storage 1.37 (seen in the sources of 1.23.0, 1.34.0 and of 2026; the
-// 1.20 to 1.22 branches got it late). Older ones replace: the last file that sets
+// containers/storage 1.37 (seen in the sources of 1.23.0, of 1.34.0 and of 2026;
+// late 1.20 releases have it too). Older ones replace: the last file that sets
 // storage_option wins, and the stores of storage.conf are lost, even by an empty
 // list. [Load] reads the library's version from the build information of the
 // crio binary. If it is 1.37 or later, crio.conf stays as it is; otherwise, or if

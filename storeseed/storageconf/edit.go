@@ -22,9 +22,10 @@ var (
 // false: the order matters only between stores that hold the same image. A conf
 // of nothing but white space gets [Default] appended.
 //
-// Errors: [ErrStore], a *[SyntaxError], [ErrUnsupported] for TOML that cannot be
-// edited safely (a key in two spellings, [[storage]]), and an error that names the
-// key if the list is not one of strings. conf is never modified.
+// Errors: [ErrStore], a *[SyntaxError], [ErrUnsupported] for a file that cannot be
+// edited safely (a key in two spellings, more than 256 KiB), and an error that
+// names the key if a value has a type with which no engine starts. conf is never
+// modified.
 func AddStore(conf []byte, store string) (out []byte, changed bool, err error) {
 	store, err = cleanStore(store)
 	if err != nil {

@@ -81,7 +81,7 @@ func Plan(fsys Reader, resolve Resolve, store string) (Edits, error) {
 	if p.usr, err = p.real("usr"); err != nil {
 		return Edits{}, fmt.Errorf("/usr: %w", err)
 	}
-	for _, step := range []func() error{p.check, p.mainFile, p.dropIn, p.crioFile} {
+	for _, step := range []func() error{p.check, p.rootsOwn, p.mainFile, p.dropIn, p.crioFile} {
 		if err := step(); err != nil {
 			return Edits{}, err
 		}
@@ -132,6 +132,19 @@ func (p *planner) check() error {
 	c := p.t.CRIOConfig
 	// CRI-O's root is what storage.conf calls graphroot.
 	return p.checkConfig("crio.conf", Config{Driver: c.StorageDriver, GraphRoot: c.Root, RunRoot: c.RunRoot, ImageStore: c.ImageStore})
+}
+
+// rootsOwn warns of the files in root's home.
+func (p *planner) rootsOwn() error {
+	for _, name := range []string{"/root/.config/containers/storage.conf", "/root/.config/containers/storage.conf.d"} {
+		_, err := p.lstat(name)
+		if err == nil {
+			p.warn("%s is there: podman 6 and later, started by root, goes by it before /etc/containers; see to it that it lists the store %s, or remove it.", name, p.store)
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	return nil
 }
 
 func isOverlay(driver string) bool { return driver == "overlay" || driver == "overlay2" }
