@@ -1,6 +1,7 @@
 package qcow
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"slices"
@@ -48,10 +49,10 @@ type Report struct {
 }
 
 const (
-	maxFaults    = 1000
-	checkWindow  = 2 << 20 // host clusters whose references are counted at a time
-	maxWindows   = 1024
-	maxDuplicate = 1000
+	maxFaults   = 1000
+	checkWindow = 2 << 20 // host clusters whose references are counted at a time
+	maxWindows  = 1024
+	maxL2Tables = 8 << 20 // references to L2 tables, over all L1 tables
 
 	refMeta   = 1 << 60 // header, L1, refcount table or block, snapshot table, bitmap: one owner
 	refL2     = 1 << 59
@@ -78,25 +79,37 @@ type checker struct {
 	cb       uint
 	clusters int64 // host clusters of the file
 	rt       []uint64
-	l1       []uint64
-	snaps    []snapshot
+	l1s      []l1Table
+	l2s      []l2Table
 	snapsEnd int64
 	bitmaps  []bitmapTable
 	bitmapX  bitmapsExt
 	l2buf    []byte
 	blockBuf []byte
 	blockAt  int64
-	blockErr error
 
 	r      *Report
 	first  bool // the first window: faults of entries are reported in it
 	base   int64
 	window []uint64
-	maxRef int64 // the highest host cluster referred to
+}
+
+type l1Table struct {
+	what    string
+	off     int64
+	entries int64
+}
+
+// l2Table is an L2 table; each is walked once, with the number of L1 tables that refer to it as its weight.
+type l2Table struct {
+	off    int64
+	guest  int64 // the guest offset that its first reference gives it
+	weight uint64
+	active bool
 }
 
 func check(src Source, h *header) (*Report, error) {
-	c := &checker{src: src, h: h, cs: h.clusterSize(), cb: uint(h.clusterBits), r: &Report{FileSize: src.Size()}, blockAt: -1}
+	c := &checker{src: src, h: h, cs: h.clusterSize(), cb: uint(h.clusterBits), r: &Report{FileSize: src.Size()}, blockAt: -1, first: true}
 	c.clusters = (src.Size() + c.cs - 1) >> c.cb
 	c.r.Clusters = int64(h.size >> h.clusterBits)
 	if h.size&uint64(c.cs-1) != 0 {
@@ -105,31 +118,11 @@ func check(src Source, h *header) (*Report, error) {
 	if c.clusters > checkWindow*maxWindows {
 		return nil, unsupportedf("checking a file of %d bytes with clusters of %d bytes", src.Size(), c.cs)
 	}
-	var err error
-	if c.l1, err = readTable(src, int64(h.l1Off), int(h.l1Size)); err != nil {
-		return nil, fmt.Errorf("reading the L1 table: %w", err)
-	}
-	if c.rt, err = readTable(zeroExtended{src}, int64(h.rtOff), int(int64(h.rtClusters)<<c.cb/8)); err != nil {
-		return nil, fmt.Errorf("reading the refcount table: %w", err)
-	}
-	if c.snaps, c.snapsEnd, err = readSnapshots(src, h); err != nil {
-		return nil, err
-	}
-	if h.autoclear&autoclearBitmaps != 0 {
-		x, ok, err := h.bitmaps()
-		if err != nil {
-			return nil, err
-		}
-		if !ok {
-			return nil, corruptf("the bitmaps bit is set without the bitmaps header extension")
-		}
-		c.bitmapX = x
-		if c.bitmaps, err = readBitmapDir(src, x); err != nil {
-			return nil, err
-		}
-	}
 	c.l2buf = make([]byte, c.cs)
 	c.blockBuf = make([]byte, c.cs)
+	if err := c.gather(); err != nil {
+		return nil, err
+	}
 	c.window = make([]uint64, min(checkWindow, c.clusters))
 	for c.base = 0; c.base < c.clusters; c.base += checkWindow {
 		c.first = c.base == 0
@@ -145,6 +138,138 @@ func check(src Source, h *header) (*Report, error) {
 		return nil, err
 	}
 	return c.r, nil
+}
+
+// gather reads the refcount table, the L1 tables and the directories, and reports the faults of their entries.
+func (c *checker) gather() error {
+	h := c.h
+	var err error
+	if c.rt, err = readTable(zeroExtended{c.src}, int64(h.rtOff), int(int64(h.rtClusters)<<c.cb/8)); err != nil {
+		return fmt.Errorf("reading the refcount table: %w", err)
+	}
+	seen := map[uint64]bool{}
+	for i, e := range c.rt {
+		if e == 0 {
+			continue
+		}
+		if e&(sectorSize-1) != 0 {
+			c.fault(FaultEntry, int64(h.rtOff)+int64(i)*8, "refcount table entry %d has reserved bits (%#x)", i, e)
+		}
+		if seen[e] {
+			c.fault(FaultOverlap, int64(e), "refcount block used twice")
+			c.rt[i] = 0
+		}
+		seen[e] = true
+	}
+	if h.l1Size > 0 {
+		c.l1s = append(c.l1s, l1Table{"the active L1 table", int64(h.l1Off), int64(h.l1Size)})
+	}
+	snaps, end, err := readSnapshots(c.src, h)
+	if err != nil {
+		return err
+	}
+	c.snapsEnd = end
+	// L1 tables that lie apart are together no larger than the file.
+	room := c.r.FileSize - int64(h.l1Size)*8
+	for i, s := range snaps {
+		t := l1Table{fmt.Sprintf("the L1 table of snapshot %d", i), int64(s.l1Off), int64(s.l1Size)}
+		switch {
+		case t.entries == 0:
+			continue
+		case t.off&(c.cs-1) != 0:
+			c.fault(FaultAlign, t.off, "%s", t.what)
+			continue
+		case t.off < 0 || t.off >= c.r.FileSize || t.entries*8 > c.r.FileSize-t.off:
+			c.fault(FaultOutside, t.off, "%s, %d entries", t.what, t.entries)
+			continue
+		}
+		if room -= t.entries * 8; room < 0 {
+			c.fault(FaultOverlap, t.off, "the L1 tables are larger than the file")
+			break
+		}
+		c.l1s = append(c.l1s, t)
+	}
+	if err := c.gatherL2(); err != nil {
+		return err
+	}
+	if h.autoclear&autoclearBitmaps != 0 {
+		x, ok, err := h.bitmaps()
+		if err != nil {
+			return err
+		}
+		if !ok {
+			return corruptf("the bitmaps bit is set without the bitmaps header extension")
+		}
+		c.bitmapX = x
+		if c.bitmaps, err = readBitmapDir(c.src, x); err != nil {
+			return err
+		}
+		// So it is with bitmap tables.
+		room := c.r.FileSize
+		for i, t := range c.bitmaps {
+			if room -= t.n * 8; room < 0 {
+				c.fault(FaultOverlap, t.off, "the bitmap tables are larger than the file")
+				c.bitmaps = c.bitmaps[:i]
+				break
+			}
+		}
+	}
+	return nil
+}
+
+func (c *checker) gatherL2() error {
+	type ref struct {
+		off   int64
+		table uint32 // index in l1s
+		entry uint32
+	}
+	var refs []ref
+	for ti, t := range c.l1s {
+		l1, err := readTable(c.src, t.off, int(t.entries))
+		if err != nil {
+			return fmt.Errorf("reading %s: %w", t.what, err)
+		}
+		for i, e := range l1 {
+			if e&l1Reserved != 0 {
+				c.fault(FaultEntry, t.off+int64(i)*8, "L1 entry %d has reserved bits (%#x)", i, e)
+			}
+			off := int64(e & offsetMask)
+			switch {
+			case off == 0:
+				continue
+			case off&(c.cs-1) != 0:
+				c.fault(FaultAlign, off, "L2 table, entry %d of %s", i, t.what)
+				continue
+			case off >= c.r.FileSize:
+				c.fault(FaultOutside, off, "L2 table, entry %d of %s (the file has %d bytes)", i, t.what, c.r.FileSize)
+				continue
+			}
+			if ti == 0 && c.h.l1Size > 0 {
+				if err := c.copied("L2 table", off, e); err != nil {
+					return err
+				}
+			}
+			if len(refs) == maxL2Tables {
+				return unsupportedf("checking an image with more than %d references to L2 tables", maxL2Tables)
+			}
+			refs = append(refs, ref{off, uint32(ti), uint32(i)})
+		}
+	}
+	slices.SortFunc(refs, func(a, b ref) int {
+		return cmp.Or(cmp.Compare(a.off, b.off), cmp.Compare(a.table, b.table), cmp.Compare(a.entry, b.entry))
+	})
+	for i, r := range refs {
+		if i > 0 && refs[i-1].off == r.off {
+			t := &c.l2s[len(c.l2s)-1]
+			t.weight++
+			if refs[i-1].table == r.table {
+				c.fault(FaultOverlap, r.off, "L2 table used twice in %s", c.l1s[r.table].what)
+			}
+			continue
+		}
+		c.l2s = append(c.l2s, l2Table{r.off, int64(r.entry) << (c.h.l2Bits() + c.cb), 1, r.table == 0 && c.h.l1Size > 0})
+	}
+	return nil
 }
 
 // fault reports what is found the same way in every window, so only in the first.
@@ -164,8 +289,8 @@ func (c *checker) add(k FaultKind, off int64, format string, a ...any) {
 	}
 }
 
-// mark counts a reference to the host clusters of [off, off+n). It tells whether they lie in the file.
-func (c *checker) mark(what string, flag uint64, off, n int64) bool {
+// mark counts weight references to the host clusters of [off, off+n). It tells whether they lie in the file.
+func (c *checker) mark(what string, flag, weight uint64, off, n int64) bool {
 	first, last := off>>c.cb, (off+n-1)>>c.cb
 	if off < 0 || n < 0 || last >= c.clusters || off >= c.r.FileSize {
 		c.fault(FaultOutside, off, "%s of %d bytes (the file has %d)", what, n, c.r.FileSize)
@@ -175,7 +300,7 @@ func (c *checker) mark(what string, flag uint64, off, n int64) bool {
 	for i := lo; i <= hi; i++ {
 		v := &c.window[i-c.base]
 		old := *v
-		*v = old&^refCount | flag | (old+1)&refCount
+		*v = old&^refCount | flag | (old+weight)&refCount
 		if old == 0 {
 			continue
 		}
@@ -192,57 +317,48 @@ func (c *checker) mark(what string, flag uint64, off, n int64) bool {
 }
 
 // aligned is mark for things that start at a cluster boundary.
-func (c *checker) aligned(what string, flag uint64, off, n int64) bool {
+func (c *checker) aligned(what string, flag, weight uint64, off, n int64) bool {
 	if off&(c.cs-1) != 0 {
 		c.fault(FaultAlign, off, "%s", what)
 		return false
 	}
-	return c.mark(what, flag, off, n)
+	return c.mark(what, flag, weight, off, n)
 }
 
 // walk counts all references into the window.
 func (c *checker) walk() error {
 	h := c.h
-	c.mark("header", refMeta, 0, 1)
-	c.aligned("refcount table", refMeta, int64(h.rtOff), int64(h.rtClusters)<<c.cb)
-	for i, e := range c.rt {
-		if e == 0 {
-			continue
-		}
-		if e&(sectorSize-1) != 0 {
-			c.fault(FaultEntry, int64(h.rtOff)+int64(i)*8, "refcount table entry %d has reserved bits (%#x)", i, e)
-		}
-		c.aligned("refcount block", refMeta, int64(e&^(sectorSize-1)), c.cs)
-	}
-	if h.l1Size > 0 {
-		if err := c.walkL1("the active L1 table", int64(h.l1Off), c.l1, true); err != nil {
-			return err
+	c.mark("header", refMeta, 1, 0, 1)
+	c.aligned("refcount table", refMeta, 1, int64(h.rtOff), int64(h.rtClusters)<<c.cb)
+	for _, e := range c.rt {
+		if e != 0 {
+			c.aligned("refcount block", refMeta, 1, int64(e&^(sectorSize-1)), c.cs)
 		}
 	}
 	if h.snapshots > 0 {
-		c.aligned("snapshot table", refMeta, int64(h.snapshotsOff), c.snapsEnd-int64(h.snapshotsOff))
-		for i, s := range c.snaps {
-			if s.l1Size == 0 {
-				continue
-			}
-			what := fmt.Sprintf("the L1 table of snapshot %d", i)
-			if s.l1Off&uint64(c.cs-1) != 0 || s.l1Off >= uint64(c.r.FileSize) || int64(s.l1Size)*8 > c.r.FileSize-int64(s.l1Off) {
-				c.fault(FaultOutside, int64(s.l1Off), "%s, %d entries", what, s.l1Size)
-				continue
-			}
-			l1, err := readTable(c.src, int64(s.l1Off), int(s.l1Size))
-			if err != nil {
-				return fmt.Errorf("reading %s: %w", what, err)
-			}
-			if err := c.walkL1(what, int64(s.l1Off), l1, false); err != nil {
-				return err
-			}
+		c.aligned("snapshot table", refMeta, 1, int64(h.snapshotsOff), c.snapsEnd-int64(h.snapshotsOff))
+	}
+	for _, t := range c.l1s {
+		c.aligned(t.what, refMeta, 1, t.off, t.entries*8)
+	}
+	for _, t := range c.l2s {
+		c.aligned("L2 table", refL2, t.weight, t.off, c.cs)
+		n, err := readFull(c.src, c.l2buf, t.off)
+		if err != nil {
+			return fmt.Errorf("reading the L2 table at %#x: %w", t.off, err)
+		}
+		if int64(n) < c.cs {
+			c.fault(FaultOutside, t.off, "L2 table ends past the file")
+		}
+		clear(c.l2buf[n:])
+		if err := c.walkL2(t); err != nil {
+			return err
 		}
 	}
 	if len(c.bitmaps) > 0 {
-		c.aligned("bitmap directory", refMeta, int64(c.bitmapX.dirOff), int64(c.bitmapX.dirSize))
+		c.aligned("bitmap directory", refMeta, 1, int64(c.bitmapX.dirOff), int64(c.bitmapX.dirSize))
 		for _, t := range c.bitmaps {
-			if t.n == 0 || !c.aligned("bitmap table", refMeta, t.off, t.n*8) {
+			if t.n == 0 || !c.aligned("bitmap table", refMeta, 1, t.off, t.n*8) {
 				continue
 			}
 			err := t.entries(c.src, func(i int64, e uint64) error {
@@ -250,7 +366,7 @@ func (c *checker) walk() error {
 					c.fault(FaultEntry, t.off+i*8, "bitmap table entry %#x", e)
 				}
 				if off := int64(e & offsetMask); off != 0 {
-					c.aligned("bitmap data", refMeta, off, c.cs)
+					c.aligned("bitmap data", refMeta, 1, off, c.cs)
 				}
 				return nil
 			})
@@ -262,71 +378,9 @@ func (c *checker) walk() error {
 	return nil
 }
 
-func (c *checker) walkL1(what string, at int64, l1 []uint64, active bool) error {
-	if !c.aligned(what, refMeta, at, int64(len(l1))*8) {
-		return nil
-	}
-	again := duplicates(l1)
-	for i, e := range l1 {
-		off := int64(e & offsetMask)
-		if e&l1Reserved != 0 {
-			c.fault(FaultEntry, at+int64(i)*8, "L1 entry %d has reserved bits (%#x)", i, e)
-		}
-		if off == 0 {
-			continue
-		}
-		if seen, dup := again[off]; dup {
-			if seen {
-				c.fault(FaultOverlap, off, "L2 table used twice in %s", what)
-				continue
-			}
-			again[off] = true
-		}
-		if !c.aligned("L2 table", refL2, off, c.cs) {
-			continue
-		}
-		if active && c.first {
-			if err := c.copied("L2 table", off, e); err != nil {
-				return err
-			}
-		}
-		n, err := readFull(c.src, c.l2buf, off)
-		if err != nil {
-			return fmt.Errorf("reading the L2 table at %#x: %w", off, err)
-		}
-		if int64(n) < c.cs {
-			c.fault(FaultOutside, off, "L2 table ends past the file")
-		}
-		clear(c.l2buf[n:])
-		if err := c.walkL2(off, int64(i)<<(c.h.l2Bits()+c.cb), active); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// duplicates has the table offsets that l1 holds more than once.
-func duplicates(l1 []uint64) map[int64]bool {
-	var offs []uint64
-	for _, e := range l1 {
-		if e&offsetMask != 0 {
-			offs = append(offs, e&offsetMask)
-		}
-	}
-	slices.Sort(offs)
-	var d map[int64]bool
-	for i := 1; i < len(offs); i++ {
-		if offs[i] == offs[i-1] {
-			if d == nil {
-				d = map[int64]bool{}
-			}
-			d[int64(offs[i])] = false
-		}
-	}
-	return d
-}
-
-func (c *checker) walkL2(table, guest int64, active bool) error {
+// walkL2 counts the references of the L2 table in l2buf.
+func (c *checker) walkL2(t l2Table) error {
+	table, guest, active := t.off, t.guest, t.active
 	step := int64(8)
 	ext := c.h.extendedL2()
 	if ext {
@@ -354,7 +408,7 @@ func (c *checker) walkL2(table, guest int64, active bool) error {
 				c.fault(FaultEntry, table+i, "guest offset %#x: compressed cluster with a subcluster bitmap", guest)
 			}
 			off, n := compressedExtent(e&^flagCopied, c.cb)
-			c.mark("compressed cluster", refData, off, n)
+			c.mark("compressed cluster", refData, t.weight, off, n)
 			if counted {
 				c.r.Allocated++
 				c.r.Compressed++
@@ -395,7 +449,7 @@ func (c *checker) walkL2(table, guest int64, active bool) error {
 		if active {
 			flag |= refActive
 		}
-		if c.aligned("data cluster", flag, off, c.cs) && active && c.first {
+		if c.aligned("data cluster", flag, t.weight, off, c.cs) && active && c.first {
 			if err := c.copied("data cluster", off, e); err != nil {
 				return err
 			}

@@ -16,8 +16,12 @@ func TestCheckFaults(t *testing.T) {
 	const rb, l1 = 0x20000, 0x30000
 	l2 := func(b []byte) []byte { return b[be.Uint64(b[l1:])&offsetMask:] }
 	type change func(b []byte)
-	or := func(i int, v uint64) change { return func(b []byte) { be.PutUint64(l2(b)[i*8:], be.Uint64(l2(b)[i*8:])|v) } }
-	and := func(i int, v uint64) change { return func(b []byte) { be.PutUint64(l2(b)[i*8:], be.Uint64(l2(b)[i*8:])&v) } }
+	or := func(i int, v uint64) change {
+		return func(b []byte) { be.PutUint64(l2(b)[i*8:], be.Uint64(l2(b)[i*8:])|v) }
+	}
+	and := func(i int, v uint64) change {
+		return func(b []byte) { be.PutUint64(l2(b)[i*8:], be.Uint64(l2(b)[i*8:])&v) }
+	}
 	set := func(i int, v uint64) change { return func(b []byte) { be.PutUint64(l2(b)[i*8:], v) } }
 	for _, c := range []struct {
 		name string

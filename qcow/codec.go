@@ -23,32 +23,6 @@ func decompress(typ uint8, dst, src []byte) error {
 	return inflate(dst, src)
 }
 
-type inflater struct {
-	in bytes.Reader
-	r  io.ReadCloser
-}
-
-var inflaters = sync.Pool{New: func() any {
-	f := new(inflater)
-	f.r = flate.NewReader(&f.in)
-	return f
-}}
-
-func inflate(dst, src []byte) error {
-	f := inflaters.Get().(*inflater)
-	defer inflaters.Put(f)
-	f.in.Reset(src)
-	if err := f.r.(flate.Resetter).Reset(&f.in, nil); err != nil {
-		return err
-	}
-	n, err := io.ReadFull(f.r, dst)
-	f.in.Reset(nil)
-	if err == io.EOF || err == io.ErrUnexpectedEOF {
-		return fmt.Errorf("deflate stream gives %d of %d bytes", n, len(dst))
-	}
-	return err
-}
-
 var zstdDecoders = sync.Pool{New: func() any {
 	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxZstdWindow), zstd.WithDecodeAllCapLimit(true),
 		zstd.WithDecoderLowmem(true))

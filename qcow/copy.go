@@ -124,6 +124,9 @@ func listChunks(src Source, chunk int64, f func(off, n int64) bool) error {
 		}
 		return true
 	}
+	if _, ok := src.(holeSource); ok {
+		src = OpenRaw(src)
+	}
 	x, ok := src.(extentSource)
 	if !ok {
 		each(0, src.Size())

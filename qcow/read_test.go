@@ -363,7 +363,9 @@ type memFile struct{ b []byte }
 
 func (m *memFile) Size() int64 { return int64(len(m.b)) }
 
-func (m *memFile) ReadAt(p []byte, off int64) (int, error) { return bytes.NewReader(m.b).ReadAt(p, off) }
+func (m *memFile) ReadAt(p []byte, off int64) (int, error) {
+	return bytes.NewReader(m.b).ReadAt(p, off)
+}
 
 func (m *memFile) WriteAt(p []byte, off int64) (int, error) {
 	if end := off + int64(len(p)); end > int64(len(m.b)) {

@@ -1,0 +1,179 @@
+package qcow
+
+import (
+	"bytes"
+	"compress/flate"
+	"encoding/binary"
+	"io"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+// exercise does with an image what a bake would, and demands only that nothing panics, runs away or contradicts itself.
+func exercise(t *testing.T, b []byte) {
+	f := &memFile{b: b}
+	im, err := Open(f, Options{Resolve: func(_, format string) (Source, error) { return &memFile{b: b[:len(b)/2]}, nil }})
+	if err == nil {
+		p := make([]byte, 64<<10)
+		for _, off := range []int64{0, 1000, im.Size() / 2, im.Size() - 1000} {
+			im.ReadAt(p, max(off, 0))
+		}
+		n := 0
+		for e, err := range im.Extents(0, im.Size()) {
+			if err == nil && e.Length <= 0 {
+				t.Fatalf("extent %+v", e)
+			}
+			if e.Kind == Data || e.Kind == Compressed {
+				im.ReadAt(p, e.Start)
+			}
+			if n++; n == 200 {
+				break
+			}
+		}
+	}
+	r, cerr := Check(f, Options{})
+	w, perr := OpenPatch(f, f.Size(), Options{})
+	if perr != nil {
+		return
+	}
+	if cerr != nil || r.Total != 0 {
+		t.Fatalf("OpenPatch accepts what Check does not: %v, %+v", cerr, r)
+	}
+	// A Writer of a good image keeps it good.
+	data := bytes.Repeat([]byte("fuzz"), 5000)
+	for _, off := range []int64{0, 12345, w.Size() / 2, w.Size() - int64(len(data))} {
+		if off < 0 || off+int64(len(data)) > w.Size() {
+			continue
+		}
+		if _, err := w.WriteAt(data, off); err != nil {
+			return // a compressed cluster that does not decode
+		}
+		got := make([]byte, len(data))
+		if _, err := w.ReadAt(got, off); err != nil || !bytes.Equal(got, data) {
+			t.Fatalf("read back at %#x: %v", off, err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		return
+	}
+	if r, err := Check(f, Options{}); err != nil || r.Total != 0 {
+		t.Fatalf("after writing: %v, %+v", err, r)
+	}
+}
+
+// FuzzImage mutates whole images, headers above all.
+func FuzzImage(f *testing.F) {
+	for _, o := range []CreateOptions{{ClusterSize: 512}, {ClusterSize: 1024, Compression: "zlib"}, {ClusterSize: 1024, Compression: "zstd", RefcountBits: 1}, {ClusterSize: 16384, ExtendedL2: true}} {
+		m := new(memFile)
+		w, err := Create(m, 64<<10, o)
+		if err != nil {
+			f.Fatal(err)
+		}
+		if _, err := w.WriteAt(bytes.Repeat([]byte("seed"), 500), 3000); err != nil {
+			f.Fatal(err)
+		}
+		if err := w.Close(); err != nil {
+			f.Fatal(err)
+		}
+		f.Add(m.b)
+	}
+	files, err := filepath.Glob("testdata/*.qcow2")
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, name := range files {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if len(b) < 1<<18 {
+			exercise(t, b)
+		}
+	})
+}
+
+// FuzzTables puts mutated tables into an image with clusters of 512 bytes whose header is good.
+func FuzzTables(f *testing.F) {
+	be := binary.BigEndian
+	f.Add([]byte{}, []byte{}, []byte{}, uint8(0))
+	f.Add(be.AppendUint64(nil, 0xc00|flagCopied), be.AppendUint64(be.AppendUint64(nil, flagCompressed|0x1000), flagZero), []byte{0, 1, 0, 2}, uint8(3))
+	f.Add(be.AppendUint64(nil, 0xc00), be.AppendUint64(nil, 0xe00|flagCopied), be.AppendUint64(nil, 2), uint8(1))
+	f.Fuzz(func(t *testing.T, l1, l2, refcounts []byte, form uint8) {
+		m := new(memFile)
+		o := CreateOptions{ClusterSize: 512, RefcountBits: 1 << (form >> 2 % 7)}
+		switch form & 3 {
+		case 1:
+			o.Compression = "zlib"
+		case 2:
+			o.Compression = "zstd"
+		case 3:
+			o.ClusterSize, o.ExtendedL2 = 16384, true
+		}
+		w, err := Create(m, 100000, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.WriteAt(bytes.Repeat([]byte("data"), 1000), 3000); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		xor := func(off int64, p []byte) {
+			for i := 0; i < len(p) && i < o.ClusterSize && off+int64(i) < int64(len(m.b)); i++ {
+				m.b[off+int64(i)] ^= p[i]
+			}
+		}
+		at := int64(w.im.l1[0] & offsetMask)
+		xor(at, l2)
+		xor(int64(w.hdr.l1Off), l1)
+		xor(int64(w.rt[0]), refcounts)
+		exercise(t, m.b)
+	})
+}
+
+// FuzzInflate holds our inflate against the standard library's.
+func FuzzInflate(f *testing.F) {
+	for _, level := range []int{1, 6, flate.HuffmanOnly, flate.NoCompression} {
+		var b bytes.Buffer
+		w, err := flate.NewWriter(&b, level)
+		if err != nil {
+			f.Fatal(err)
+		}
+		w.Write(bytes.Repeat([]byte("abcabcabd"), 100))
+		w.Close()
+		f.Add(b.Bytes(), uint16(900))
+	}
+	f.Fuzz(func(t *testing.T, b []byte, n uint16) {
+		got, want := make([]byte, n), make([]byte, n)
+		err := inflate(got, b)
+		_, werr := io.ReadFull(flate.NewReader(bytes.NewReader(b)), want)
+		if (err == nil) != (werr == nil) {
+			t.Fatalf("error %v, want %v", err, werr)
+		}
+		if err == nil && !bytes.Equal(got, want) {
+			t.Fatal("content differs")
+		}
+	})
+}
+
+// FuzzZstd decodes mutated zstd clusters with bounded output.
+func FuzzZstd(f *testing.F) {
+	e, err := newEncoder("zstd", 3, 65536)
+	if err != nil {
+		f.Fatal(err)
+	}
+	b, err := e.compress(nil, bytes.Repeat([]byte("abcabcabd"), 1000))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b, uint16(9000))
+	f.Add(append(append([]byte{0x50, 0x2a, 0x4d, 0x18, 1, 0, 0, 0, 9}, b...), b...), uint16(18000))
+	f.Fuzz(func(t *testing.T, b []byte, n uint16) {
+		unzstd(make([]byte, n), b)
+	})
+}
