@@ -102,6 +102,7 @@ type testImage struct {
 	diffIDs  []digest.Digest
 	layers   []digest.Digest
 	mime     string
+	tars     [][]byte
 }
 
 func (im *testImage) put(data []byte) digest.Digest {
@@ -122,7 +123,7 @@ type imageSpec struct {
 // buildImage makes an image of layers, given as tars.
 func buildImage(t testing.TB, s imageSpec, layers ...[]byte) *testImage {
 	t.Helper()
-	im := &testImage{blobs: map[digest.Digest][]byte{}}
+	im := &testImage{blobs: map[digest.Digest][]byte{}, tars: layers}
 	if s.os == "" {
 		s.os = "linux"
 	}

@@ -89,7 +89,7 @@ func (s *Store) writeLayer(ctx context.Context, spec *layerSpec, blob io.Reader)
 		if err != nil {
 			return nil, fmt.Errorf("%w: layer %s: %w", ErrCorruptStore, spec.parent, err)
 		}
-		root.Mode, root.Uid, root.Gid = p.Mode, p.Uid, p.Gid
+		root.Mode, root.Uid, root.Gid = p.Mode&0o777, p.Uid, p.Gid
 	}
 	w := &layerWriter{s: s, base: dir + "/diff", created: spec.created, seed: maphash.MakeSeed(),
 		dirs: map[uint64]struct{}{}, uids: map[uint32]struct{}{}, gids: map[uint32]struct{}{}}
@@ -199,7 +199,8 @@ func (s *Store) linkLayer(rec *layerRec) error {
 		lower = append(lower, "l/"+s.byLayer[id].link)
 	}
 	if len(lower) == 0 {
-		return nil
+		// An engine that mounts a base layer by itself puts this folder below it.
+		return s.mkdir(dir + "/empty")
 	}
 	return s.replace(dir+"/lower", []byte(strings.Join(lower, ":")))
 }

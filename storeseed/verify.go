@@ -200,21 +200,28 @@ func (v *verifier) links(l *layerRec) {
 			v.fault(Fault{Layer: l.ID, Path: "overlay/l/" + link, Problem: why(err)})
 		}
 	}
-	var want []string
+	var want, ids []string
 	for p := v.rec.byLayer[l.Parent]; p != nil; p = v.rec.byLayer[p.Parent] {
 		link, err := readLink(v.r, v.root, p.ID)
 		if err != nil {
 			return // reported with that layer
 		}
-		want = append(want, "l/"+link)
+		want, ids = append(want, "l/"+link), append(ids, p.ID)
 	}
-	got, err := readAll(v.r, v.root+"/"+dir+"/lower")
-	switch {
-	case errors.Is(err, fs.ErrNotExist) && len(want) == 0:
-	case err != nil:
-		v.fault(Fault{Layer: l.ID, Path: dir + "/lower", Problem: why(err)})
-	case string(got) != strings.Join(want, ":"):
-		v.fault(Fault{Layer: l.ID, Path: dir + "/lower", Problem: fmt.Sprintf("it holds %q instead of %q", got, strings.Join(want, ":"))})
+	// Later engines write the second file beside the first, and prefer it.
+	for _, f := range []struct {
+		name     string
+		want     []string
+		optional bool
+	}{{"lower", want, len(want) == 0}, {"lower-layers", ids, true}} {
+		got, err := readAll(v.r, v.root+"/"+dir+"/"+f.name)
+		switch {
+		case errors.Is(err, fs.ErrNotExist) && f.optional:
+		case err != nil:
+			v.fault(Fault{Layer: l.ID, Path: dir + "/" + f.name, Problem: why(err)})
+		case string(got) != strings.Join(f.want, ":"):
+			v.fault(Fault{Layer: l.ID, Path: dir + "/" + f.name, Problem: fmt.Sprintf("it holds %q instead of %q", got, strings.Join(f.want, ":"))})
+		}
 	}
 }
 
@@ -830,7 +837,7 @@ func (c *layerCheck) root() {
 		if err != nil {
 			return // reported with that layer
 		}
-		want.Mode, want.Uid, want.Gid = p.Mode, p.Uid, p.Gid
+		want.Mode, want.Uid, want.Gid = p.Mode&0o777, p.Uid, p.Gid
 	}
 	c.attributes("", want, got, false)
 }
