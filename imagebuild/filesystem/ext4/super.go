@@ -147,6 +147,9 @@ func (f *FS) Info() Info {
 	}
 	copy(i.UUID[:], f.sb[sbUUID:])
 	i.FreeBlocks, i.FreeInodes = f.freeTotals()
+	if f.ro&roBigalloc != 0 {
+		i.FreeBlocks <<= le.Uint32(f.sb[sbLogClusterSize:]) - le.Uint32(f.sb[sbLogBlockSize:])
+	}
 	i.Features = featureNames(f.compat, compatNames, "compat")
 	i.Features = append(i.Features, featureNames(f.incompat, incompatNames, "incompat")...)
 	i.Features = append(i.Features, featureNames(f.ro, roNames, "ro_compat")...)
@@ -354,6 +357,9 @@ func (f *FS) descBlocks() uint32 { return (f.groups + f.descPerBlock() - 1) / f.
 
 func (f *FS) readDescs() error {
 	n := f.descBlocks()
+	if int64(n) >= f.blocks {
+		return corrupt("%d blocks of group descriptors on %d blocks", n, f.blocks)
+	}
 	f.gdt = make([]byte, int64(n)*f.bs)
 	for i := uint32(0); i < n; {
 		run := uint32(1)

@@ -1115,6 +1115,9 @@ func (w *Writer) writeEntries(d *folder, raw []byte) error {
 
 // dropInline takes the entries out of an inode; the other attributes stay.
 func (w *Writer) dropInline(d *folder, raw []byte) error {
+	if w.isize <= oldInodeSize {
+		return nil
+	}
 	at := oldInodeSize + int(le.Uint16(raw[inExtraIsize:]))
 	if at+4 > len(raw) || le.Uint32(raw[at:]) != xaMagic {
 		return nil
