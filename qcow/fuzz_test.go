@@ -62,9 +62,12 @@ func exercise(t *testing.T, b []byte) {
 	}
 }
 
-// FuzzImage mutates whole images, headers above all.
-func FuzzImage(f *testing.F) {
-	for _, o := range []CreateOptions{{ClusterSize: 512}, {ClusterSize: 1024, Compression: "zlib"}, {ClusterSize: 1024, Compression: "zstd", RefcountBits: 1}, {ClusterSize: 16384, ExtendedL2: true}} {
+// fuzzBases are small images of different forms.
+func fuzzBases(f *testing.F) [][]byte {
+	var out [][]byte
+	for _, o := range []CreateOptions{
+		{ClusterSize: 512}, {ClusterSize: 1024, Compression: "zlib"}, {ClusterSize: 1024, Compression: "zstd", RefcountBits: 1}, {ClusterSize: 16384, ExtendedL2: true},
+	} {
 		m := new(memFile)
 		w, err := Create(m, 64<<10, o)
 		if err != nil {
@@ -76,7 +79,7 @@ func FuzzImage(f *testing.F) {
 		if err := w.Close(); err != nil {
 			f.Fatal(err)
 		}
-		f.Add(m.b)
+		out = append(out, m.b)
 	}
 	files, err := filepath.Glob("testdata/*.qcow2")
 	if err != nil {
@@ -87,12 +90,27 @@ func FuzzImage(f *testing.F) {
 		if err != nil {
 			f.Fatal(err)
 		}
-		f.Add(b)
+		out = append(out, b)
 	}
-	f.Fuzz(func(t *testing.T, b []byte) {
-		if len(b) < 1<<18 {
-			exercise(t, b)
+	return out
+}
+
+// FuzzImage changes bytes anywhere in images of different forms.
+func FuzzImage(f *testing.F) {
+	bases := fuzzBases(f)
+	for i := range bases {
+		f.Add(uint8(i), uint16(0), []byte{}, uint16(0), []byte{})
+		f.Add(uint8(i), uint16(60), []byte{0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 4, 0}, uint16(1024), []byte{0, 0, 0, 0, 0, 0, 4})
+	}
+	f.Fuzz(func(t *testing.T, base uint8, off1 uint16, p1 []byte, off2 uint16, p2 []byte) {
+		b := bytes.Clone(bases[int(base)%len(bases)])
+		for i, x := range p1 {
+			b[(int(off1)+i)%len(b)] ^= x
 		}
+		for i, x := range p2 {
+			b[(int(off2)+i)%len(b)] ^= x
+		}
+		exercise(t, b)
 	})
 }
 
