@@ -232,16 +232,19 @@ const (
 )
 
 // refused fails the test unless a build ended with the code, left no OUT, and said every one of the words
-// (any case) in a message without a Go error dump. A word may hold alternatives, split by "|".
+// (any case) in its last sentence; what it said of its progress does not count. A word may hold alternatives, split by "|".
 func refused(t testing.TB, o outcome, code int, out string, words ...string) {
 	t.Helper()
 	if o.code != code {
 		t.Errorf("exit code: want %d\n%s", code, o)
 	}
-	if strings.TrimSpace(o.stderr) == "" {
-		t.Errorf("nothing on stderr\n%s", o)
+	at := strings.LastIndex("\n"+o.stderr, "\nnodebake: ")
+	if at < 0 {
+		t.Errorf("no sentence of why\n%s", o)
+		return
 	}
-	said := strings.ToLower(o.stderr)
+	sentence := strings.TrimSpace(o.stderr[at:])
+	said := strings.ToLower(sentence)
 next:
 	for _, word := range words {
 		for _, alternative := range strings.Split(word, "|") {
@@ -258,7 +261,7 @@ next:
 		onlyKnownFiles(t, filepath.Dir(out), filepath.Base(out))
 	}
 	if !t.Failed() {
-		t.Logf("refused: %s", strings.TrimSpace(o.stderr))
+		t.Logf("refused: %s", clip(sentence))
 	}
 }
 

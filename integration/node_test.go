@@ -358,7 +358,7 @@ func confLoads(t testing.TB, root, store string) {
 	var stores []string
 	for _, o := range options.GraphDriverOptions {
 		if s, ok := strings.CutPrefix(o, "imagestore="); ok {
-			stores = append(stores, s)
+			stores = append(stores, filepath.Clean(s))
 		}
 	}
 	if len(stores) == 0 || stores[0] != store {
