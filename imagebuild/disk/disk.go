@@ -50,50 +50,54 @@ type Disk struct {
 
 // Open opens the disk image at path, whose format is read from its content and never from its name. Backing
 // and data files that a qcow2 names are opened only from the image's own folder. The caller closes it.
-func Open(path string) (d *Disk, err error) {
+func Open(path string) (*Disk, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
-	d = &Disk{Path: path, Format: Raw, file: f}
-	defer func() {
-		if err != nil {
-			d.Close()
-		}
-	}()
-	st, err := f.Stat()
-	if err != nil {
+	d := &Disk{Path: path, Format: Raw, file: f}
+	if err := d.open(); err != nil {
+		d.Close()
 		return nil, err
 	}
+	return d, nil
+}
+
+func (d *Disk) open() error {
+	f, path := d.file, d.Path
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
 	if st.IsDir() {
-		return nil, fmt.Errorf("%s is a folder, not a disk image", path)
+		return fmt.Errorf("%s is a folder, not a disk image", path)
 	}
 	d.used = append(d.used, st)
 	if d.size, err = f.Seek(0, io.SeekEnd); err != nil {
-		return nil, fmt.Errorf("%s: size: %w", path, err)
+		return fmt.Errorf("%s: size: %w", path, err)
 	}
 	d.guest = f
 	head := make([]byte, 512)
 	n, err := f.ReadAt(head, 0)
 	if err != nil && !errors.Is(err, io.EOF) {
-		return nil, fmt.Errorf("reading %s: %w", path, err)
+		return fmt.Errorf("reading %s: %w", path, err)
 	}
 	head = head[:n]
 	if qcow.IsQcow2(head) {
 		d.Format = Qcow2
 		d.Image, err = qcow.Open(io.NewSectionReader(f, 0, d.size), qcow.Options{Resolve: d.resolver()})
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", path, err)
+			return fmt.Errorf("%s: %w", path, err)
 		}
 		d.guest, d.size = d.Image, d.Image.Size()
 	} else if other := foreign(head); other != "" {
-		return nil, fmt.Errorf("%s is %s: %w; convert it first: qemu-img convert -O qcow2 %s disk.qcow2",
+		return fmt.Errorf("%s is %s: %w; convert it first: qemu-img convert -O qcow2 %s disk.qcow2",
 			path, other, ErrUnsupported, filepath.Base(path))
 	}
 	if err := d.readTable(); err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
+		return fmt.Errorf("%s: %w", path, err)
 	}
-	return d, nil
+	return nil
 }
 
 // resolver opens backing files from the disk's folder and notes each, so that no output can take its place.

@@ -62,44 +62,54 @@ type Target struct {
 // image file is carried over as it is, by reflink or copy_file_range where the host offers it, so that
 // compressed clusters stay compressed; else its contents are converted. Until Finish nothing is at path, and
 // Abort, or the end of the process, leaves nothing.
-func Create(ctx context.Context, base *disk.Disk, path string, format disk.Format, force bool) (t *Target, err error) {
+func Create(ctx context.Context, base *disk.Disk, path string, format disk.Format, force bool) (*Target, error) {
 	if err := Check(base, path, force); err != nil {
 		return nil, err
 	}
-	t = &Target{path: path, force: force, size: base.Size()}
-	if t.file, t.temp, err = createTemp(filepath.Dir(path), filepath.Base(path)); err != nil {
+	file, temp, err := createTemp(filepath.Dir(path), filepath.Base(path))
+	if err != nil {
 		return nil, fmt.Errorf("creating a temporary file beside %s: %w", path, err)
 	}
-	defer func() {
-		if err != nil {
-			t.Abort()
-		}
-	}()
+	t := &Target{path: path, force: force, file: file, temp: temp, size: base.Size()}
 	if format == disk.Raw {
-		if base.Format == disk.Raw {
-			return t, copyFile(ctx, t.file, base.File())
-		}
-		if err := t.file.Truncate(base.Size()); err != nil {
-			return nil, err
-		}
-		return t, qcow.Copy(ctx, t.file, base.Image, qcow.CopyOptions{})
+		err = t.fillRaw(ctx, base)
+	} else {
+		err = t.fillQcow2(ctx, base)
 	}
+	if err != nil {
+		t.Abort()
+		return nil, err
+	}
+	return t, nil
+}
+
+func (t *Target) fillRaw(ctx context.Context, base *disk.Disk) error {
+	if base.Format == disk.Raw {
+		return copyFile(ctx, t.file, base.File())
+	}
+	if err := t.file.Truncate(base.Size()); err != nil {
+		return err
+	}
+	return qcow.Copy(ctx, t.file, base.Image, qcow.CopyOptions{})
+}
+
+func (t *Target) fillQcow2(ctx context.Context, base *disk.Disk) (err error) {
 	if patchable(base) {
 		if err := t.patch(ctx, base); !errors.Is(err, qcow.ErrCannotPatch) {
-			return t, err
+			return err
 		}
 		if err := t.file.Truncate(0); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	if t.image, err = qcow.Create(t.file, base.Size(), qcow.CreateOptions{}); err != nil {
-		return nil, err
+		return err
 	}
 	src, err := source(base)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return t, qcow.Copy(ctx, t.image, src, qcow.CopyOptions{})
+	return qcow.Copy(ctx, t.image, src, qcow.CopyOptions{})
 }
 
 // source is the base's contents with what is known of its holes.

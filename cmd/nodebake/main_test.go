@@ -1,0 +1,192 @@
+package main
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nodebake/nodebake/imagebuild"
+)
+
+const (
+	demoBase  = "../../examples/demo/base.qcow2"
+	demoImage = "oci-archive:../../examples/demo/hello.oci.tar"
+)
+
+// nodebake runs the program in this process.
+func nodebake(t *testing.T, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	code = run(context.Background(), args, &out, &errs)
+	return code, out.String(), errs.String()
+}
+
+func TestDemo(t *testing.T) {
+	dir := t.TempDir()
+	out, report := filepath.Join(dir, "node.qcow2"), filepath.Join(dir, "report.json")
+	code, stdout, stderr := nodebake(t, "build", "--base", demoBase, "--image", demoImage, "--output", out, "--report", report)
+	if code != 0 {
+		t.Fatalf("build: exit %d\n%s%s", code, stdout, stderr)
+	}
+	var rep imagebuild.Report
+	b, err := os.ReadFile(report)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(b, &rep); err != nil {
+		t.Fatal(err)
+	}
+	if len(rep.Images) != 1 || rep.NewLayers != 2 || rep.Output == nil || rep.Space.NeedBlocks == 0 || rep.Platform != "linux/amd64" {
+		t.Errorf("report %s", b)
+	}
+	for _, c := range []struct {
+		args []string
+		code int
+		want string // in standard output, or in standard error where code is not 0
+	}{
+		{[]string{"images", out}, 0, "example.org/hello  1    sha256:"},
+		{[]string{"images", out, "--json"}, 0, `"store": "/var/images"`},
+		{[]string{"verify", out}, 0, "as baked"},
+		{[]string{"inspect", out}, 0, "read-only to the engine"},
+		{[]string{"inspect", out, "--json"}, 0, `"layout": "plain"`},
+		{[]string{"cat", out + ":/etc/containers/storage.conf"}, 0, `"/var/images",`},
+		{[]string{"ls", out + ":/etc"}, 0, "os-release -> ../usr/lib/os-release"},
+		{[]string{"ls", out + ":/etc/os-release"}, 0, "-rw-r--r--"},
+		{[]string{"version"}, 0, "nodebake "},
+		{[]string{"build", "--help"}, 0, "--images-from"},
+		{[]string{"cat", out + ":/nowhere"}, 1, "not exist"},
+		{[]string{"cat", out + ":/etc"}, 2, "not a regular file"},
+		{[]string{"cat", out}, 2, "DISK:/path"},
+		{[]string{"cat"}, 2, "DISK:/path is missing"},
+		{[]string{"images", out, "more"}, 2, "one argument too many"},
+		{[]string{"images", "--nonsense"}, 2, "unknown flag"},
+		{[]string{"frobnicate"}, 2, "unknown command"},
+		{[]string{"images", filepath.Join(dir, "none.qcow2")}, 1, "no such file"},
+		{[]string{"images", out, "--log-level", "loud"}, 2, "error, warning, info, debug"},
+		{[]string{"verify", demoBase}, 3, "no image store is on the disk"},
+		{[]string{"build", "--image", "x", "--output", "y"}, 2, "--base is missing"},
+		{[]string{"build", "--base", demoBase, "--image", "x"}, 2, "--output is missing"},
+		{[]string{"build", "--base", demoBase, "--output", filepath.Join(dir, "y")}, 2, "no image is named"},
+		{[]string{"build", "--base", demoBase, "--image", demoImage, "--output", out}, 1, "--force replaces it"},
+		{[]string{"build", "--base", out, "--image", demoImage, "--output", out, "--force"}, 1, "base disk itself"},
+		{[]string{"build", "--base", demoBase, "--image", demoImage, "--output", filepath.Join(dir, "y"), "--output-format", "vmdk"}, 2, "qcow2 or raw"},
+		{[]string{"build", "--base", demoBase, "--image", demoImage, "--output", filepath.Join(dir, "y"), "--store", "images"}, 2, "absolute"},
+		{[]string{"build", "--base", demoBase, "--image", demoImage, "--output", filepath.Join(dir, "y"), "--store", "/var/../images"}, 2, "without . or .."},
+		{[]string{"build", "--base", demoBase, "--image", demoImage, "--output", filepath.Join(dir, "y"), "--platform", "linux"}, 2, "os/arch"},
+		{[]string{"build", "--base", demoBase, "--image", demoImage, "--output", filepath.Join(dir, "y"), "--platform", "linux/arm64"}, 1, "linux/arm64"},
+		{[]string{"build", "--base", demoBase, "--image", demoImage, "--output", filepath.Join(dir, "y"), "--root", "7"}, 1, `no partition matches "7"`},
+		{[]string{"build", "--base", demoBase, "--image", "docker-daemon:x", "--output", filepath.Join(dir, "y")}, 1, "docker-daemon"},
+	} {
+		t.Run(strings.Join(c.args, " "), func(t *testing.T) {
+			code, stdout, stderr := nodebake(t, c.args...)
+			in := stdout
+			if c.code != 0 {
+				in = stderr
+			}
+			if code != c.code || !strings.Contains(in, c.want) {
+				t.Errorf("exit %d, want %d with %q\nstdout: %s\nstderr: %s", code, c.code, c.want, stdout, stderr)
+			}
+		})
+	}
+	left, err := filepath.Glob(filepath.Join(dir, "*"))
+	if err != nil || len(left) != 2 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
+func TestDryRunWritesNothing(t *testing.T) {
+	dir := t.TempDir()
+	code, stdout, stderr := nodebake(t, "build", "--base", demoBase, "--image", demoImage, "--output", filepath.Join(dir, "y"), "--dry-run")
+	if code != 0 || !strings.Contains(stdout, "Would write") {
+		t.Errorf("exit %d\n%s%s", code, stdout, stderr)
+	}
+	if left, _ := filepath.Glob(filepath.Join(dir, "*")); len(left) != 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+func TestInterrupted(t *testing.T) {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	dir := t.TempDir()
+	var out, errs bytes.Buffer
+	code := run(ctx, []string{"build", "--base", demoBase, "--image", demoImage, "--output", filepath.Join(dir, "y")}, &out, &errs)
+	if code != 1 || !strings.Contains(errs.String(), "interrupted") {
+		t.Errorf("exit %d\n%s", code, errs.String())
+	}
+	if left, _ := filepath.Glob(filepath.Join(dir, "*")); len(left) != 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+func TestReadList(t *testing.T) {
+	for _, c := range []struct {
+		in   string
+		want []string
+		err  string
+	}{
+		{"a:1\nb:2\n", []string{"a:1", "b:2"}, ""},
+		{"\ufeffa\r\n# comment\n\n  b # why\n\tdir:/x#y\n", []string{"a", "b", "dir:/x#y"}, ""},
+		{"a", []string{"a"}, ""},
+		{"a b\n", nil, "line 1"},
+		{"# nothing\n", nil, "no reference"},
+	} {
+		got, err := readList(strings.NewReader(c.in), "-")
+		if c.err != "" {
+			if err == nil || !strings.Contains(err.Error(), c.err) {
+				t.Errorf("%q: error %v, want %q", c.in, err, c.err)
+			}
+			continue
+		}
+		if err != nil || !reflect.DeepEqual(got, c.want) {
+			t.Errorf("%q: got %q, %v; want %q", c.in, got, err, c.want)
+		}
+	}
+}
+
+func TestEpoch(t *testing.T) {
+	if e, err := epoch(""); e != nil || err != nil {
+		t.Error(e, err)
+	}
+	if e, err := epoch("86400"); err != nil || !e.Equal(time.Unix(86400, 0)) {
+		t.Error(e, err)
+	}
+	for _, bad := range []string{"-1", "now", "1.5"} {
+		if _, err := epoch(bad); err == nil {
+			t.Errorf("%q is taken", bad)
+		}
+	}
+}
+
+func TestModeString(t *testing.T) {
+	for _, c := range []struct {
+		typ  byte
+		mode int64
+		want string
+	}{
+		{tar.TypeReg, 0o644, "-rw-r--r--"}, {tar.TypeReg, 0o4755, "-rwsr-xr-x"}, {tar.TypeReg, 0o2644, "-rw-r-Sr--"},
+		{tar.TypeDir, 0o1777, "drwxrwxrwt"}, {tar.TypeSymlink, 0o777, "lrwxrwxrwx"}, {tar.TypeChar, 0o600, "crw-------"},
+	} {
+		if got := modeString(&tar.Header{Typeflag: c.typ, Mode: c.mode}); got != c.want {
+			t.Errorf("%c %o: got %s, want %s", c.typ, c.mode, got, c.want)
+		}
+	}
+}
+
+func TestPrintable(t *testing.T) {
+	if got := printable("a\x1b[2Jb\nü"); got != "a?[2Jb?ü" {
+		t.Errorf("got %q", got)
+	}
+	for n, want := range map[int64]string{0: "0 B", 999: "999 B", 8570: "8.57 kB", 123456789: "123 MB"} {
+		if got := humanSize(n); got != want {
+			t.Errorf("humanSize(%d) = %s, want %s", n, got, want)
+		}
+	}
+}

@@ -1,0 +1,268 @@
+package output
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/nodebake/nodebake/imagebuild/disk"
+)
+
+const testSize = 32 << 20
+
+// tool runs a real program that the test is about; without it the test fails in CI and is skipped elsewhere.
+func tool(t *testing.T, name string, args ...string) string {
+	t.Helper()
+	if _, err := exec.LookPath(name); err != nil {
+		if os.Getenv("CI") == "true" {
+			t.Fatal(err)
+		}
+		t.Skip(err)
+	}
+	out, err := exec.Command(name, args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %v: %v\n%s", name, args, err, out)
+	}
+	return string(out)
+}
+
+// rawDisk is a sparse disk with an ext4 filesystem and some data beyond it.
+func rawDisk(t *testing.T, dir string) string {
+	t.Helper()
+	name := filepath.Join(dir, "base.raw")
+	f, err := os.Create(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := f.Truncate(testSize); err != nil {
+		t.Fatal(err)
+	}
+	tool(t, "mkfs.ext4", "-q", "-F", name, "16M")
+	r := rand.NewChaCha8([32]byte{1})
+	b := make([]byte, 300_000)
+	r.Read(b)
+	if _, err := f.WriteAt(b, 20<<20+777); err != nil {
+		t.Fatal(err)
+	}
+	return name
+}
+
+func TestCreate(t *testing.T) {
+	for _, base := range []struct {
+		name string
+		args []string // of qemu-img, from base.raw; nil is base.raw itself
+	}{
+		{"base.raw", nil},
+		{"plain.qcow2", []string{"convert", "-O", "qcow2", "base.raw", "plain.qcow2"}},
+		{"zstd.qcow2", []string{"convert", "-O", "qcow2", "-c", "-o", "compression_type=zstd", "base.raw", "zstd.qcow2"}},
+		{"small.qcow2", []string{"convert", "-O", "qcow2", "-o", "cluster_size=4096", "base.raw", "small.qcow2"}},
+		{"v2.qcow2", []string{"convert", "-O", "qcow2", "-o", "compat=0.10", "base.raw", "v2.qcow2"}},
+		{"overlay.qcow2", []string{"create", "-q", "-f", "qcow2", "-b", "base.raw", "-F", "raw", "overlay.qcow2"}},
+	} {
+		for _, format := range []disk.Format{disk.Raw, disk.Qcow2} {
+			t.Run(base.name+" to "+string(format), func(t *testing.T) {
+				dir := t.TempDir()
+				rawDisk(t, dir)
+				if base.args != nil {
+					tool(t, "sh", append([]string{"-c", "cd " + dir + " && exec qemu-img \"$@\"", "sh"}, base.args...)...)
+				}
+				d, err := disk.Open(filepath.Join(dir, base.name))
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer d.Close()
+				out := filepath.Join(dir, "out")
+				ctx := context.Background()
+				target, err := Create(ctx, d, out, format, false)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer target.Abort()
+				if got := target.Size(); got != testSize {
+					t.Errorf("size %d, want %d", got, testSize)
+				}
+				if _, err := os.Stat(out); err == nil {
+					t.Error("the output is there before it is finished")
+				}
+				change := bytes.Repeat([]byte("changed "), 1000)
+				if _, err := target.WriteAt(change, 24<<20+5); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := target.WriteAt(change, testSize-10); err == nil {
+					t.Error("a write past the end is taken")
+				}
+				back := make([]byte, len(change))
+				if _, err := target.ReadAt(back, 24<<20+5); err != nil || !bytes.Equal(back, change) {
+					t.Errorf("reading back: %v", err)
+				}
+				if err := target.Finish(ctx); err != nil {
+					t.Fatal(err)
+				}
+				want := filepath.Join(dir, "base.raw")
+				f, err := os.OpenFile(want, os.O_RDWR, 0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := f.WriteAt(change, 24<<20+5); err != nil {
+					t.Fatal(err)
+				}
+				f.Close()
+				tool(t, "qemu-img", "compare", "-f", "raw", "-F", string(format), want, out)
+				if format == disk.Qcow2 {
+					if s := tool(t, "qemu-img", "check", "-f", "qcow2", out); !strings.Contains(s, "No errors") {
+						t.Error(s)
+					}
+				}
+				if st, err := os.Stat(out); err != nil || st.Mode().Perm()&0o400 == 0 {
+					t.Errorf("%v, %v", st, err)
+				}
+			})
+		}
+	}
+}
+
+func TestPlaces(t *testing.T) {
+	ctx := context.Background()
+	dir := t.TempDir()
+	name := rawDisk(t, dir)
+	d, err := disk.Open(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	link, hard := filepath.Join(dir, "link"), filepath.Join(dir, "hard")
+	if err := errors.Join(os.Symlink("base.raw", link), os.Link(name, hard)); err != nil {
+		t.Fatal(err)
+	}
+	other := filepath.Join(dir, "other")
+	if err := os.WriteFile(other, []byte("old"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		path  string
+		force bool
+		want  error
+	}{
+		{name, true, ErrIsBase}, {link, true, ErrIsBase}, {hard, true, ErrIsBase}, {other, false, ErrExists},
+		{other, true, nil}, {filepath.Join(dir, "new"), false, nil},
+	} {
+		if err := Check(d, c.path, c.force); !errors.Is(err, c.want) {
+			t.Errorf("Check(%s, %v) = %v, want %v", c.path, c.force, err, c.want)
+		}
+	}
+	for _, bad := range []string{filepath.Join(dir, "none", "x"), filepath.Join(name, "x"), dir, "/dev/null"} {
+		if err := Check(d, bad, true); err == nil {
+			t.Errorf("%s is taken", bad)
+		}
+	}
+
+	target, err := Create(ctx, d, other, disk.Raw, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b, _ := os.ReadFile(other); string(b) != "old" {
+		t.Error("the old output is gone before the new one is whole")
+	}
+	if err := target.Finish(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if st, err := os.Stat(other); err != nil || st.Size() != testSize {
+		t.Errorf("%v, %v", st, err)
+	}
+
+	late := filepath.Join(dir, "late")
+	if target, err = Create(ctx, d, late, disk.Raw, false); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(late, []byte("somebody else's"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := target.Finish(ctx); !errors.Is(err, ErrExists) {
+		t.Errorf("finishing over a file that came meanwhile: %v", err)
+	}
+	if b, _ := os.ReadFile(late); string(b) != "somebody else's" {
+		t.Error("a file that came meanwhile is gone")
+	}
+
+	for _, end := range []func(*Target){(*Target).Abort, func(t *Target) {
+		stopped, cancel := context.WithCancel(ctx)
+		cancel()
+		t.Finish(stopped)
+	}} {
+		if target, err = Create(ctx, d, filepath.Join(dir, "never"), disk.Qcow2, false); err != nil {
+			t.Fatal(err)
+		}
+		end(target)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) != 5 {
+		t.Errorf("left behind: %v, %v", entries, err)
+	}
+}
+
+// A filesystem without O_TMPFILE has the output under a temporary name.
+func TestNamedTemporary(t *testing.T) {
+	dir := t.TempDir()
+	for _, c := range []struct {
+		force, there bool
+		want         error
+	}{{false, false, nil}, {false, true, ErrExists}, {true, true, nil}} {
+		out, temp := filepath.Join(dir, "out"), filepath.Join(dir, ".out.temp")
+		os.Remove(out)
+		if c.there {
+			if err := os.WriteFile(out, []byte("old"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		f, err := os.Create(temp)
+		if err != nil {
+			t.Fatal(err)
+		}
+		target := &Target{path: out, force: c.force, file: f, temp: temp}
+		if err := target.Finish(context.Background()); !errors.Is(err, c.want) {
+			t.Errorf("%+v: %v", c, err)
+		}
+		if _, err := os.Stat(temp); err == nil {
+			t.Errorf("%+v: the temporary file is left", c)
+		}
+	}
+}
+
+func atoi(t *testing.T, s string) int {
+	t.Helper()
+	n, err := strconv.Atoi(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func TestCopyKeepsHoles(t *testing.T) {
+	dir := t.TempDir()
+	src, err := os.Open(rawDisk(t, dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer src.Close()
+	dst, err := os.Create(filepath.Join(dir, "copy"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dst.Close()
+	if err := copyFile(context.Background(), dst, src); err != nil {
+		t.Fatal(err)
+	}
+	tool(t, "cmp", src.Name(), dst.Name())
+	a, b := strings.Fields(tool(t, "du", "-k", src.Name()))[0], strings.Fields(tool(t, "du", "-k", dst.Name()))[0]
+	if atoi(t, b) > atoi(t, a)+64 {
+		t.Errorf("the copy takes %s KiB, the source %s", b, a)
+	}
+}
