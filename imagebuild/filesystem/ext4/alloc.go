@@ -317,16 +317,16 @@ func (w *Writer) freeAt(block, want int64) (int64, error) {
 	return nextBit(b, at, min(w.groupLen(g), at+want), true) - at, nil
 }
 
-// findRun returns the first run of at least need clear bits, or the length of the longest.
+// findRun returns the first need consecutive clear bits, or the length of the longest run if none is that long.
 func findRun(b []byte, from, limit, need int64) (at, n, longest int64) {
 	for i := from; ; {
 		i = nextBit(b, i, limit, false)
 		if i == limit {
 			return 0, 0, longest
 		}
-		end := nextBit(b, i, limit, true)
+		end := nextBit(b, i, min(limit, i+need), true)
 		if end-i >= need {
-			return i, end - i, end - i
+			return i, need, need
 		}
 		longest = max(longest, end-i)
 		i = end

@@ -137,9 +137,6 @@ func (f *FS) planFolder(d *folder) (*dirPlan, error) {
 	p.indexed = size > room && f.compat&compatDirIndex != 0
 	used := recLen(1) + recLen(2)
 	if p.indexed {
-		if f.hashVer > hashTea {
-			return nil, unsupported("folder hash version %d", f.hashVer)
-		}
 		for i := range p.entries {
 			e := &p.entries[i]
 			e.hash, e.minor = f.nameHash(f.hashVer, d.entryName(int(e.at)))
@@ -181,7 +178,7 @@ func (f *FS) planFolder(d *folder) (*dirPlan, error) {
 		p.blocks += int64(n)
 	}
 	p.blocks++
-	if most := 1; p.levels > most && (f.incompat&incompatLargeDir == 0 || p.levels > 2) {
+	if p.levels > 2 || p.levels == 2 && f.incompat&incompatLargeDir == 0 {
 		return nil, unsupported("a folder of %d entries, which needs a hash tree of %d levels", d.live, p.levels+1)
 	}
 	return p, nil

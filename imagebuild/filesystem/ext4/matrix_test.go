@@ -23,6 +23,7 @@ type form struct {
 	opts string // of the mount
 	many int    // entries of the largest folder
 	fill int    // percent of the free space that the kernel takes first
+	tune string // what debugfs then does to the superblock
 	bare bool   // the kernel does not populate it: too large, or not mountable here
 }
 
@@ -52,7 +53,10 @@ var forms = []form{
 	{name: "no-sparse_super", size: "300M", args: "-O ^sparse_super,^resize_inode,^flex_bg -N 20000", many: 5000},
 	{name: "small", size: "8M", args: "-b 1024 -m 0 -N 1800", many: 300},
 	{name: "no-journal-full", size: "64M", args: "-O ^has_journal -m 0 -N 12000", many: 2000, fill: 60},
-	{name: "legacy-hash", size: "64M", args: "-E hash_seed=00000000-0000-0000-0000-000000000000 -N 12000", many: 5000},
+	{name: "no-hash_seed", size: "64M", args: "-E hash_seed=00000000-0000-0000-0000-000000000000 -N 12000", many: 3000},
+	{name: "legacy-hash", size: "64M", args: "-N 12000", many: 3000, tune: "set_super_value def_hash_version legacy"},
+	{name: "tea-unsigned", size: "64M", args: "-N 12000", many: 3000, tune: "set_super_value def_hash_version tea\nset_super_value flags 2"},
+	{name: "unsigned-hash", size: "64M", args: "-b 1024 -N 12000", many: 3000, tune: "set_super_value flags 2"},
 	{name: "ea_inode", size: "64M", args: "-O ea_inode,large_dir -N 12000", many: 2000},
 	{name: "project", size: "64M", args: "-O extra_isize,^huge_file,^dir_nlink,^large_file -N 12000", many: 2000},
 	{name: "mmp", size: "64M", args: "-O mmp -N 12000", many: 500},
@@ -74,10 +78,10 @@ func age(t testing.TB, dir string, f form) {
 	must(os.MkdirAll(filepath.Join(dir, "htree"), 0o755))
 	many := min(f.many, 3000)
 	for i := range many {
-		must(os.WriteFile(filepath.Join(dir, "htree", fmt.Sprintf("existing-entry-%d", i)), nil, 0o644))
+		must(os.WriteFile(filepath.Join(dir, "htree", fmt.Sprintf("existing-\xe4-entry-%d", i)), nil, 0o644))
 	}
 	for i := range many / 3 {
-		must(os.Remove(filepath.Join(dir, "htree", fmt.Sprintf("existing-entry-%d", 3*i))))
+		must(os.Remove(filepath.Join(dir, "htree", fmt.Sprintf("existing-\xe4-entry-%d", 3*i))))
 	}
 	for i := range 60 {
 		must(os.WriteFile(filepath.Join(dir, "etc", fmt.Sprintf("conf%d", i)), content(uint64(i), r.IntN(9000)), 0o600))
@@ -218,7 +222,7 @@ func addTree(a *adder, f form) {
 		}
 		dir(d, 0o755)
 		for i := range n {
-			reg(fmt.Sprintf("%s/entry-with-some-length-%d", d, i), []byte("x")[:i%2], nil)
+			reg(fmt.Sprintf("%s/entry-wïth-some-length-%d", d, i), []byte("x")[:i%2], nil)
 		}
 	}
 	for i := range 300 {
@@ -230,7 +234,7 @@ func addTree(a *adder, f form) {
 		return
 	}
 	for i := range f.many / 4 {
-		reg(fmt.Sprintf("htree/added-%d", i), nil, nil)
+		reg(fmt.Sprintf("htree/added-ö-%d", i), nil, nil)
 	}
 	reg("etc/deep/er/leaf", []byte("leaf"), nil)
 	dir("etc/deep/newdir", 0o711)
@@ -255,6 +259,13 @@ func TestMatrix(t *testing.T) {
 		t.Run(f.name, func(t *testing.T) {
 			img := filepath.Join(workDir(t), "img")
 			mkfs(t, img, f.size, strings.Fields(f.args)...)
+			if f.tune != "" {
+				script := filepath.Join(filepath.Dir(img), "tune")
+				if err := os.WriteFile(script, []byte(f.tune), 0o600); err != nil {
+					t.Fatal(err)
+				}
+				run(t, "debugfs", "-w", "-f", script, img)
+			}
 			var before tree
 			dev, size := file(t, img)
 			if !f.bare {

@@ -34,9 +34,9 @@ func TestRandom(t *testing.T) {
 		}
 	}
 	t.Logf("NODEBAKE_SEED=%d", seed)
-	rounds, ops := 3, 90
+	rounds, ops, size := 3, 90, "48M"
 	if os.Getenv("NODEBAKE_SOAK") != "" {
-		rounds, ops = 12, 400
+		rounds, ops, size = 12, 300, "600M"
 	}
 	for i, args := range []string{
 		"-N 6000",
@@ -48,7 +48,7 @@ func TestRandom(t *testing.T) {
 		t.Run(strings.ReplaceAll(args, " ", ""), func(t *testing.T) {
 			r := rand.New(rand.NewPCG(seed, uint64(i)))
 			img := filepath.Join(workDir(t), "img")
-			mkfs(t, img, "48M", strings.Fields(args)...)
+			mkfs(t, img, size, strings.Fields(args)...)
 			want := tree{}
 			for round := range rounds {
 				dir, unmount := mount(t, img, "rw,noatime")

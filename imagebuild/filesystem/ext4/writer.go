@@ -111,6 +111,9 @@ func (f *FS) writable() error {
 	if f.compat&compatHasJournal != 0 && (le.Uint32(sb[sbJournalInode:]) == 0 || le.Uint32(sb[sbJournalDev:]) != 0) {
 		return unsupported("external journal (journal_dev)")
 	}
+	if f.compat&compatDirIndex != 0 && f.hashVer > hashTea {
+		return unsupported("folder hash version %d", f.hashVer)
+	}
 	if le.Uint32(sb[sbCreatorOS:]) == 1 {
 		return unsupported("filesystem of the Hurd")
 	}
