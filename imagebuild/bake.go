@@ -7,6 +7,7 @@ import (
 	"io"
 	"path"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -117,11 +118,18 @@ func Bake(ctx context.Context, spec Spec) (*Report, error) {
 
 type bake struct {
 	Spec
-	report   *Report
-	base     *Opened
-	sources  []storeseed.Source
-	platform storeseed.Platform
-	edits    storageconf.Edits
+	report    *Report
+	base      *Opened
+	sources   []storeseed.Source
+	platform  storeseed.Platform
+	storeRoot string
+	edits     []edit
+}
+
+// edit is a change of a system's configuration.
+type edit struct {
+	storageconf.Edit
+	system *osroot.System
 }
 
 func (b *bake) run(ctx context.Context) error {
@@ -172,7 +180,7 @@ func (b *bake) prepare() error {
 	b.report.Base = DiskReport{Path: b.Base, Format: d.Format, Size: d.Size()}
 	b.report.Root = RootReport{root.Partition, root.Why, root.Release, root.Info.FreeBlocks, root.Info.BlockSize}
 	b.report.Store = b.Store
-	for _, w := range d.Warnings {
+	for _, w := range slices.Concat(d.Warnings, root.Warnings) {
 		b.warn("%s", w)
 	}
 	b.Log.Infof("root is %s: %s", root.Partition, osName(root.Release))
@@ -184,16 +192,11 @@ func (b *bake) prepare() error {
 	if err = b.choosePlatform(); err != nil {
 		return err
 	}
-	if over, ok := osroot.MountOver(root.Mounts, b.Store); ok {
-		err = fmt.Errorf("%w: /etc/fstab mounts %s on %s, which would hide a store at %s in the root filesystem; choose another --store",
-			disk.ErrUnsupported, over.Source, over.Target, b.Store)
+	if b.storeRoot, err = root.Writable(root.Systems[0], b.Store); err != nil {
 		return err
 	}
-	if b.edits, err = storageconf.Plan(root.Reader, b.base.existing, b.Store); err != nil {
+	if err = b.planEdits(); err != nil {
 		return err
-	}
-	for _, w := range b.edits.Warnings {
-		b.warn("%s", w)
 	}
 	for _, i := range b.Images {
 		ref, names, perr := storeseed.ParseReference(b.System, i)
@@ -201,6 +204,39 @@ func (b *bake) prepare() error {
 			return err
 		}
 		b.sources = append(b.sources, storeseed.Source{Ref: ref, Names: names, System: b.System})
+	}
+	return nil
+}
+
+// planEdits plans the configuration of every system that the disk can start and that would find the store.
+func (b *bake) planEdits() error {
+	root := b.base.Root
+	done := map[string]bool{}
+	for _, s := range root.Systems {
+		at, err := root.Writable(s, b.Store)
+		if err != nil {
+			return err
+		}
+		if at != b.storeRoot {
+			b.warn("%s has another /var, and so no store: its configuration stays as it is", s.Name)
+			continue
+		}
+		edits, err := storageconf.Plan(root.Tree, existing(root, s), b.Store)
+		if err != nil {
+			return err
+		}
+		for _, w := range edits.Warnings {
+			b.warn("%s", w)
+		}
+		for _, e := range edits.Files {
+			if _, err := root.Writable(s, e.Name); err != nil {
+				return err
+			}
+			if !done[e.Path] {
+				done[e.Path] = true
+				b.edits = append(b.edits, edit{e, s})
+			}
+		}
 	}
 	return nil
 }
@@ -277,17 +313,18 @@ func (w window) WriteAt(p []byte, off int64) (int, error) {
 // write seeds the store and edits the configuration on dev.
 func (b *bake) write(ctx context.Context, dev device, count bool) error {
 	root := b.base.Root
-	part := root.Partition
-	w, space, err := filesystem.OpenWriter(window{dev, part.Start, part.Size}, part.Size, part.Kind,
-		filesystem.Options{Now: b.report.Epoch, CountOnly: count})
-	if err != nil {
-		return fmt.Errorf("%s: %w", part, err)
-	}
-	storeRoot, err := b.base.Path(b.Store)
-	if err != nil {
-		return fmt.Errorf("store %s: %w", b.Store, err)
-	}
-	store, err := storeseed.OpenStore(w, storeseed.Options{Root: storeRoot, Now: b.report.Epoch, Log: b.Log})
+	spaces := map[string]func() filesystem.Space{}
+	tree := root.Writer(func(v osroot.Volume) (filesystem.Writer, error) {
+		p := v.Partition
+		w, space, err := filesystem.OpenWriter(window{dev, p.Start, p.Size}, p.Size, p.Kind,
+			filesystem.Options{Now: b.report.Epoch, CountOnly: count})
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", p, err)
+		}
+		spaces[v.At] = space
+		return w, nil
+	})
+	store, err := storeseed.OpenStore(tree, storeseed.Options{Root: b.storeRoot, Now: b.report.Epoch, Log: b.Log})
 	if err != nil {
 		return err
 	}
@@ -307,14 +344,21 @@ func (b *bake) write(ctx context.Context, dev device, count bool) error {
 	if err := store.Commit(ctx); err != nil {
 		return err
 	}
-	if err := b.edits.Apply(w); err != nil {
-		return err
+	for _, e := range b.edits {
+		one := storageconf.Edits{Files: []storageconf.Edit{e.Edit}}
+		if err := one.Apply(tree); err != nil {
+			return err
+		}
+		name := e.Name
+		if e.system.Name != "" {
+			name = e.system.Name + ": " + name
+		}
+		b.report.Changed = append(b.report.Changed, FileReport{name, e.Why})
+		b.Log.Infof("%s: %s", name, e.Why)
 	}
-	for _, e := range b.edits.Files {
-		b.report.Changed = append(b.report.Changed, FileReport{e.Name, e.Why})
-		b.Log.Infof("%s: %s", e.Name, e.Why)
+	err = tree.Commit(ctx)
+	if space := spaces[root.VolumeOf(b.storeRoot).At]; space != nil {
+		b.report.Space = space()
 	}
-	err = w.Commit(ctx)
-	b.report.Space = space()
 	return err
 }

@@ -39,15 +39,25 @@ type Qcow2Info struct {
 
 // RootInfo is the operating system on a disk.
 type RootInfo struct {
-	Partition   int             `json:"partition"`
-	Why         string          `json:"why"`
-	Filesystem  filesystem.Info `json:"filesystem"`
-	OS          osroot.Release  `json:"os"`
-	Platform    string          `json:"platform,omitempty"`
-	Layout      string          `json:"layout"`
-	StorageConf *StorageConf    `json:"storageConf,omitempty"`
-	ConfError   string          `json:"storageConfError,omitempty"`
-	Stores      []StoreInfo     `json:"stores"`
+	Partition  int             `json:"partition"`
+	Why        string          `json:"why"`
+	Filesystem filesystem.Info `json:"filesystem"`
+	OS         osroot.Release  `json:"os"`
+	Platform   string          `json:"platform,omitempty"`
+	Layout     string          `json:"layout"`
+	// Deployments are an ostree disk's, the default first.
+	Deployments []string `json:"deployments,omitempty"`
+	// Volumes are other partitions of the disk that the system mounts.
+	Volumes     []VolumeInfo `json:"volumes,omitempty"`
+	StorageConf *StorageConf `json:"storageConf,omitempty"`
+	ConfError   string       `json:"storageConfError,omitempty"`
+	Stores      []StoreInfo  `json:"stores"`
+}
+
+// VolumeInfo is a partition and where the running system has it.
+type VolumeInfo struct {
+	Partition int    `json:"partition"`
+	Mount     string `json:"mount"`
 }
 
 // StorageConf is what the disk's main storage.conf says.
@@ -95,6 +105,16 @@ func Inspect(path, root string) (*Inspection, error) {
 	o := &Opened{d, r}
 	in.Root = &RootInfo{Partition: r.Partition.Number, Why: r.Why, Filesystem: r.Info, OS: r.Release,
 		Platform: r.Platform, Layout: "plain", Stores: []StoreInfo{}}
+	in.Warnings = append(in.Warnings, r.Warnings...)
+	if r.Ostree {
+		in.Root.Layout = "ostree"
+		for _, s := range r.Systems {
+			in.Root.Deployments = append(in.Root.Deployments, s.Name)
+		}
+	}
+	for _, v := range r.Volumes[1:] {
+		in.Root.Volumes = append(in.Root.Volumes, VolumeInfo{v.Partition.Number, o.system().Running(v.At)})
+	}
 	tree, err := o.Config()
 	if err != nil {
 		in.Root.ConfError = err.Error()
@@ -116,7 +136,7 @@ func Inspect(path, root string) (*Inspection, error) {
 
 func storeInfo(o *Opened, s Store) StoreInfo {
 	si := StoreInfo{Store: s}
-	images, err := storeseed.List(o.Root.Reader, s.Root)
+	images, err := storeseed.List(o.Root.Tree, s.Root)
 	if err != nil {
 		si.Error = err.Error()
 		return si
@@ -154,7 +174,7 @@ func Images(o *Opened) ([]StoredImage, error) {
 	}
 	var all []StoredImage
 	for _, s := range stores {
-		images, err := storeseed.List(o.Root.Reader, s.Root)
+		images, err := storeseed.List(o.Root.Tree, s.Root)
 		if err != nil {
 			return nil, err
 		}

@@ -43,25 +43,30 @@ func OpenDisk(path, root string) (*Opened, error) {
 // Close closes the disk.
 func (o *Opened) Close() error { return o.Disk.Close() }
 
-// Path is where a path of the running system lies in the root filesystem, with every symbolic link followed.
-func (o *Opened) Path(name string) (string, error) { return osroot.Resolve(o.Root.Reader, name) }
+// system is what the disk starts by default.
+func (o *Opened) system() *osroot.System { return o.Root.Systems[0] }
 
-// existing is Path for what is there, and an error that matches fs.ErrNotExist for what is not.
-func (o *Opened) existing(name string) (string, error) {
-	real, err := o.Path(name)
-	if err != nil {
-		return "", err
-	}
-	_, err = o.Root.Reader.Stat(real)
-	return real, err
+// Path is where a path of the running system lies in Root.Tree, with every symbolic link followed.
+func (o *Opened) Path(name string) (string, error) {
+	at, err := o.system().Locate(name)
+	return at.Path, err
 }
 
-// ReadFile reads a small file of the running system.
-func (o *Opened) ReadFile(name string) ([]byte, error) { return osroot.ReadFile(o.Root.Reader, name) }
+// existing resolves paths for storageconf: what is not there is an error that matches fs.ErrNotExist.
+func existing(r *osroot.Root, s *osroot.System) storageconf.Resolve {
+	return func(name string) (string, error) {
+		at, err := s.Locate(name)
+		if err != nil {
+			return "", err
+		}
+		_, err = r.Tree.Stat(at.Path)
+		return at.Path, err
+	}
+}
 
 // Config reads what the engines on the disk are configured to do. Files that are not there are no error.
 func (o *Opened) Config() (*storageconf.Tree, error) {
-	return storageconf.Load(o.Root.Reader, o.existing)
+	return storageconf.Load(o.Root.Tree, existing(o.Root, o.system()))
 }
 
 // Store is an image store on the disk.
@@ -96,7 +101,7 @@ func (o *Opened) Stores() ([]Store, error) {
 		if s.Root, err = o.Path(s.Path); err != nil {
 			return nil, fmt.Errorf("store %s: %w", s.Path, err)
 		}
-		_, err := o.Root.Reader.Stat(path.Join(s.Root, "overlay-images", "images.json"))
+		_, err := o.Root.Tree.Stat(path.Join(s.Root, "overlay-images", "images.json"))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}

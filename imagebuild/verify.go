@@ -30,7 +30,7 @@ func Verify(ctx context.Context, o *Opened, log logrus.FieldLogger) ([]StoreVeri
 		if s.Primary {
 			continue
 		}
-		r, err := storeseed.Verify(ctx, o.Root.Reader, s.Root, storeseed.VerifyOptions{
+		r, err := storeseed.Verify(ctx, o.Root.Tree, s.Root, storeseed.VerifyOptions{
 			Log: log,
 			Progress: func(layer, layers int, id string) {
 				log.Infof("%s: layer %d of %d: %.12s", s.Path, layer+1, layers, id)

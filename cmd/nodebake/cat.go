@@ -24,14 +24,14 @@ func catCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			h, err := o.Root.Reader.Stat(real)
+			h, err := o.Root.Tree.Stat(real)
 			if err != nil {
 				return err
 			}
 			if h.Typeflag != tar.TypeReg {
 				return usage("%s is not a regular file; nodebake ls shows what it is", name)
 			}
-			f, err := o.Root.Reader.Open(real)
+			f, err := o.Root.Tree.Open(real)
 			if err != nil {
 				return err
 			}

@@ -77,6 +77,12 @@ func printInspection(w io.Writer, in *imagebuild.Inspection) error {
 	fmt.Fprintf(w, "Root:      partition %d: %s\nOS:        %s, %s layout, %s\nFree:      %s of %s, %d of %d inodes, blocks of %d bytes\nFeatures:  %s\n",
 		r.Partition, r.Why, printable(r.OS.PrettyName), r.Layout, dash(r.Platform), disk.Bytes(fs.FreeBlocks*fs.BlockSize),
 		disk.Bytes(fs.Blocks*fs.BlockSize), fs.FreeInodes, fs.Inodes, fs.BlockSize, strings.Join(fs.Features, " "))
+	for _, d := range r.Deployments {
+		fmt.Fprintf(w, "Deployed:  %s\n", printable(d))
+	}
+	for _, v := range r.Volumes {
+		fmt.Fprintf(w, "Mounted:   partition %d at %s\n", v.Partition, printable(v.Mount))
+	}
 	switch {
 	case r.ConfError != "":
 		fmt.Fprintf(w, "Config:    %s\n", r.ConfError)

@@ -31,7 +31,7 @@ func lsCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			r := o.Root.Reader
+			r := o.Root.Tree
 			h, err := r.Stat(real)
 			if err != nil {
 				return err

@@ -29,13 +29,13 @@ const maxConfig = 4 << 20
 // ErrTooLarge says that a file that should be a small text is not.
 var ErrTooLarge = errors.New("file is too large")
 
-// ReadFile reads a small regular file of the filesystem, following symbolic links inside it.
-func ReadFile(r filesystem.Reader, name string) ([]byte, error) {
-	real, err := Resolve(r, name)
+// ReadFile reads a small file of the running system.
+func (s *System) ReadFile(name string) ([]byte, error) {
+	at, err := s.Locate(name)
 	if err != nil {
 		return nil, err
 	}
-	f, err := r.Open(real)
+	f, err := s.tree.Open(at.Path)
 	if err != nil {
 		return nil, err
 	}
@@ -98,12 +98,12 @@ func Resolve(r filesystem.Reader, name string) (string, error) {
 	return strings.Join(done, "/"), nil
 }
 
-// ReadRelease reads /etc/os-release, or /usr/lib/os-release where the first is missing. A filesystem without
-// either matches fs.ErrNotExist.
-func ReadRelease(r filesystem.Reader) (Release, error) {
-	b, err := ReadFile(r, "etc/os-release")
+// release reads /etc/os-release, or /usr/lib/os-release where the first is missing. A system without either
+// matches fs.ErrNotExist.
+func (s *System) release() (Release, error) {
+	b, err := s.ReadFile("/etc/os-release")
 	if errors.Is(err, fs.ErrNotExist) {
-		b, err = ReadFile(r, "usr/lib/os-release")
+		b, err = s.ReadFile("/usr/lib/os-release")
 	}
 	if err != nil {
 		return Release{}, err
@@ -132,9 +132,9 @@ type Mount struct {
 	Source, Target, Type, Options string
 }
 
-// ReadFstab reads /etc/fstab. A missing file is no error.
-func ReadFstab(r filesystem.Reader) ([]Mount, error) {
-	b, err := ReadFile(r, "etc/fstab")
+// fstab reads /etc/fstab. A missing file is no error.
+func (s *System) fstab() ([]Mount, error) {
+	b, err := s.ReadFile("/etc/fstab")
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -169,8 +169,8 @@ func unescape(s string) string {
 	return s
 }
 
-// MountOver returns the mount, other than the root's own, that would cover a path at run time.
-func MountOver(mounts []Mount, name string) (Mount, bool) {
+// mountOver returns the mount, other than the root's own, that would cover a path at run time.
+func mountOver(mounts []Mount, name string) (Mount, bool) {
 	name = path.Clean("/" + name)
 	var over Mount
 	for _, m := range mounts {

@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/nodebake/nodebake/imagebuild/filesystem"
 )
 
 // tree is a filesystem in memory: a value that starts with "->" is a symbolic link, a name that ends in "/"
@@ -57,6 +59,8 @@ func (t tree) Open(name string) (*io.SectionReader, error) {
 	return io.NewSectionReader(bytes.NewReader([]byte(v)), 0, int64(len(v))), nil
 }
 
+func bare(r tree) *System { return plainSystem(filesystem.NewTree(filesystem.Graft{Reader: r})) }
+
 func TestResolve(t *testing.T) {
 	r := tree{
 		"etc/os-release": "->../usr/lib/os-release", "usr/lib/os-release": "ID=x\n", "var": "->/srv/state",
@@ -78,21 +82,21 @@ func TestResolve(t *testing.T) {
 
 func TestRelease(t *testing.T) {
 	r := tree{"usr/lib/os-release": "# c\nID=debian\nVERSION_ID=\"12\"\nPRETTY_NAME='Debian GNU/Linux 12'\nBROKEN\n"}
-	got, err := ReadRelease(r)
+	got, err := bare(r).release()
 	if want := (Release{"debian", "12", "Debian GNU/Linux 12"}); err != nil || got != want {
 		t.Errorf("got %+v, %v; want %+v", got, err, want)
 	}
-	if _, err := ReadRelease(tree{"etc/x": ""}); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := bare(tree{"etc/x": ""}).release(); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("no file gives %v", err)
 	}
-	if _, err := ReadRelease(tree{"etc/os-release": strings.Repeat("x", maxConfig+1)}); !errors.Is(err, ErrTooLarge) {
+	if _, err := bare(tree{"etc/os-release": strings.Repeat("x", maxConfig+1)}).release(); !errors.Is(err, ErrTooLarge) {
 		t.Errorf("a huge file gives %v", err)
 	}
 }
 
 func TestMounts(t *testing.T) {
 	r := tree{"etc/fstab": "# comment\nUUID=\"ab\" / ext4 defaults 0 1\n\nLABEL=var /var xfs nodev\n/dev/vdb /srv/my\\040disk ext4 defaults\nx none swap sw\nshort\n"}
-	m, err := ReadFstab(r)
+	m, err := bare(r).fstab()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -100,12 +104,12 @@ func TestMounts(t *testing.T) {
 		t.Errorf("got %+v", m)
 	}
 	for name, want := range map[string]string{"/var/images": "/var", "/var": "/var", "/variable": "", "/srv/my disk/x": "/srv/my disk", "/usr": ""} {
-		over, ok := MountOver(m, name)
+		over, ok := mountOver(m, name)
 		if over.Target != want || ok != (want != "") {
-			t.Errorf("MountOver(%s) = %q, want %q", name, over.Target, want)
+			t.Errorf("mountOver(%s) = %q, want %q", name, over.Target, want)
 		}
 	}
-	if m, err := ReadFstab(tree{}); m != nil || err != nil {
+	if m, err := bare(tree{}).fstab(); m != nil || err != nil {
 		t.Errorf("no fstab gives %v, %v", m, err)
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io/fs"
 	"slices"
 	"strings"
 
@@ -20,17 +19,28 @@ var (
 	ErrAmbiguous = errors.New("more than one partition could be the root")
 )
 
-// Root is the operating system's root filesystem.
+// Root is the operating system's root filesystem, with what the system mounts into it from the same disk.
 type Root struct {
 	Partition disk.Partition
 	Info      filesystem.Info
-	Reader    filesystem.Reader
 	Release   Release
-	Mounts    []Mount
 	// Platform is what the disk runs on, "linux/amd64" and so on; empty where nothing on it says.
 	Platform string
 	// Why says in a few words what the choice rests on.
 	Why string
+	// Ostree says that the root filesystem holds deployments and not a system itself.
+	Ostree bool
+	// Systems are what can be started, the default first: one, or an ostree disk's deployments.
+	Systems []*System
+	// Volumes are the partitions that make up Tree; the first is the root.
+	Volumes []Volume
+	// Tree reads the root with the other volumes in their places. Paths that System.Locate gives lie in it.
+	Tree *filesystem.Tree
+	// Warnings are sentences about what was passed over.
+	Warnings []string
+
+	// covers are mounts of which the disk does not have the filesystem.
+	covers []Mount
 }
 
 // rootTypes are the types of the Discoverable Partitions Specification for a root partition.
@@ -78,24 +88,14 @@ func Find(d *disk.Disk, choice string) (*Root, error) {
 		if !p.Kind.Writable() {
 			continue
 		}
-		r, info, err := filesystem.Open(d.Section(p), p.Size, p.Kind)
-		if err != nil {
+		r, err := openRoot(d, p)
+		switch {
+		case errors.Is(err, errNoSystem):
+		case err != nil:
 			broken = append(broken, fmt.Errorf("%s: %w", p, err))
-			continue
+		default:
+			roots = append(roots, r)
 		}
-		rel, err := ReadRelease(r)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			broken = append(broken, fmt.Errorf("%s: reading os-release: %w", p, err))
-			continue
-		}
-		mounts, err := ReadFstab(r)
-		if err != nil {
-			return nil, fmt.Errorf("%s: reading /etc/fstab: %w", p, err)
-		}
-		roots = append(roots, &Root{Partition: p, Info: info, Reader: r, Release: rel, Mounts: mounts, Why: "the only one with an os-release file"})
 	}
 	if len(roots) == 0 {
 		return nil, none(parts, broken, choice)
@@ -130,6 +130,9 @@ func Find(d *disk.Disk, choice string) (*Root, error) {
 		return nil, fmt.Errorf("%w: %s; choose one with --root NUMBER", ErrAmbiguous, list(cands))
 	}
 	root := roots[0]
+	if err := root.mount(d); err != nil {
+		return nil, err
+	}
 	if choice != "" {
 		root.Why = "chosen by --root"
 	}
@@ -193,12 +196,8 @@ func describe(k filesystem.Kind) string {
 }
 
 func namesItself(r *Root) bool {
-	for _, m := range r.Mounts {
-		if m.Target == "/" && strings.Contains(m.Source, "=") && r.Partition.Matches(m.Source) {
-			return true
-		}
-	}
-	return false
+	mounts, err := r.Systems[0].fstab()
+	return err == nil && slices.ContainsFunc(mounts, func(m Mount) bool { return m.Target == "/" && m.isOf(r.Partition) })
 }
 
 func list(parts []disk.Partition) string {
@@ -215,12 +214,12 @@ func platform(r *Root) string {
 	if p := rootTypes[r.Partition.Type]; p != "" {
 		return p
 	}
-	for _, name := range []string{"sbin/init", "usr/lib/systemd/systemd", "bin/sh", "usr/bin/env", "bin/busybox", "lib/ld-linux.so.2"} {
-		real, err := Resolve(r.Reader, name)
+	for _, name := range []string{"/sbin/init", "/usr/lib/systemd/systemd", "/bin/sh", "/usr/bin/env", "/bin/busybox"} {
+		at, err := r.Systems[0].Locate(name)
 		if err != nil {
 			continue
 		}
-		f, err := r.Reader.Open(real)
+		f, err := r.Tree.Open(at.Path)
 		if err != nil {
 			continue
 		}
