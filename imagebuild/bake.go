@@ -17,6 +17,7 @@ import (
 	"github.com/nodebake/nodebake/imagebuild/disk"
 	"github.com/nodebake/nodebake/imagebuild/filesystem"
 	"github.com/nodebake/nodebake/imagebuild/osroot"
+	"github.com/nodebake/nodebake/imagebuild/osroot/selinux"
 	"github.com/nodebake/nodebake/imagebuild/output"
 	"github.com/nodebake/nodebake/storeseed"
 	"github.com/nodebake/nodebake/storeseed/storageconf"
@@ -124,6 +125,7 @@ type bake struct {
 	platform  storeseed.Platform
 	storeRoot string
 	edits     []edit
+	policies  map[*osroot.System]*selinux.Policy
 }
 
 // edit is a change of a system's configuration.
@@ -211,7 +213,7 @@ func (b *bake) prepare() error {
 // planEdits plans the configuration of every system that the disk can start and that would find the store.
 func (b *bake) planEdits() error {
 	root := b.base.Root
-	done := map[string]bool{}
+	b.policies = map[*osroot.System]*selinux.Policy{}
 	for _, s := range root.Systems {
 		at, err := root.Writable(s, b.Store)
 		if err != nil {
@@ -232,13 +234,20 @@ func (b *bake) planEdits() error {
 			if _, err := root.Writable(s, e.Name); err != nil {
 				return err
 			}
-			if !done[e.Path] {
-				done[e.Path] = true
-				b.edits = append(b.edits, edit{e, s})
-			}
+			b.addEdit(e, s)
+		}
+		if err := b.planLabels(s); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// addEdit notes a change, once for each file: two systems may share it.
+func (b *bake) addEdit(e storageconf.Edit, s *osroot.System) {
+	if !slices.ContainsFunc(b.edits, func(have edit) bool { return have.Path == e.Path }) {
+		b.edits = append(b.edits, edit{e, s})
+	}
 }
 
 // choosePlatform takes the platform that was asked for, or the base disk's own.
@@ -324,7 +333,7 @@ func (b *bake) write(ctx context.Context, dev device, count bool) error {
 		spaces[v.At] = space
 		return w, nil
 	})
-	store, err := storeseed.OpenStore(tree, storeseed.Options{Root: b.storeRoot, Now: b.report.Epoch, Log: b.Log})
+	store, err := storeseed.OpenStore(labelled{tree, root.Systems[0], b.policies[root.Systems[0]]}, storeseed.Options{Root: b.storeRoot, Now: b.report.Epoch, Log: b.Log})
 	if err != nil {
 		return err
 	}
@@ -346,7 +355,7 @@ func (b *bake) write(ctx context.Context, dev device, count bool) error {
 	}
 	for _, e := range b.edits {
 		one := storageconf.Edits{Files: []storageconf.Edit{e.Edit}}
-		if err := one.Apply(tree); err != nil {
+		if err := one.Apply(labelled{tree, e.system, b.policies[e.system]}); err != nil {
 			return err
 		}
 		name := e.Name
