@@ -47,16 +47,6 @@ func (d *DirFS) Close() error {
 	return unix.Close(d.root)
 }
 
-// Sync flushes the filesystem that the folder lies on.
-func (d *DirFS) Sync() error {
-	fd, err := unix.Openat(d.root, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	return unix.Syncfs(fd)
-}
-
 func (d *DirFS) forget() {
 	if d.fd >= 0 {
 		unix.Close(d.fd)

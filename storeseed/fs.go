@@ -29,8 +29,7 @@ type Reader interface {
 // FS is a filesystem that a store is written into.
 //
 // If it also has a method Remove(name string) error, which unlinks a non-directory or an empty
-// directory, a layer that fails half way is taken away again and the pull may be retried. If it has
-// a method Sync() error, Store.Commit calls it last.
+// directory, a layer that fails half way is taken away again and the pull may be retried.
 type FS interface {
 	Reader
 	// Add creates h.Name with h's attributes; its parent must be a real directory. A TypeReg reads
@@ -44,8 +43,6 @@ type FS interface {
 }
 
 type remover interface{ Remove(name string) error }
-
-type syncer interface{ Sync() error }
 
 // sameFiler tells hard links apart from copies. A Reader without it has its hard links compared by
 // attributes and content.

@@ -453,9 +453,6 @@ func (s *Store) Commit(ctx context.Context) error {
 		}
 	}
 	s.committed = true
-	if sy, ok := s.fs.(syncer); ok {
-		return sy.Sync()
-	}
 	return nil
 }
 
