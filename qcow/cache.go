@@ -126,7 +126,7 @@ func (im *Image) decoded(desc uint64) ([]byte, error) {
 		d = im.caches.decoded.add(key, &decodedCluster{}, 1<<im.clusterBits)
 	}
 	d.once.Do(func() {
-		b := make([]byte, 1<<im.clusterBits)
+		b := make([]byte, 1<<im.clusterBits, 1<<im.clusterBits+zstdSlack)
 		if d.err = im.decode(b, desc); d.err == nil {
 			d.data = b
 		}

@@ -15,7 +15,8 @@ import (
 // maxZstdWindow is what the zstd tool accepts by default; whole frames are decoded into the cluster itself, so a window costs no memory.
 const maxZstdWindow = 128 << 20
 
-// decompress fills dst from the start of src; what trails in src belongs to others. A stream that ends before dst is full is an error.
+// decompress fills dst from the start of src; what trails in src belongs to others. A stream that ends before dst is full is an error. A little
+// of dst's capacity behind its length may serve as scratch space.
 func decompress(typ uint8, dst, src []byte) error {
 	if typ == compressionZstd {
 		return unzstd(dst, src)
@@ -32,20 +33,27 @@ var zstdDecoders = sync.Pool{New: func() any {
 	return d
 }}
 
+// zstdSlack is how much room behind the output lets the decoder copy in whole words.
+const zstdSlack = 32
+
+// unzstd may use up to zstdSlack bytes of dst's capacity behind its length as scratch space.
 func unzstd(dst, src []byte) error {
 	d := zstdDecoders.Get().(*zstd.Decoder)
 	defer zstdDecoders.Put(d)
+	limit := min(cap(dst), len(dst)+zstdSlack)
 	n := 0
 	for n < len(dst) {
 		frame, err := zstdFrame(src)
 		if err != nil {
 			return fmt.Errorf("zstd stream gives %d of %d bytes: %w", n, len(dst), err)
 		}
-		out, err := d.DecodeAll(src[:frame], dst[n:n:len(dst)])
+		out, err := d.DecodeAll(src[:frame], dst[n:n:limit])
 		if err != nil {
 			return err
 		}
-		n += len(out)
+		if n += len(out); n > len(dst) {
+			return fmt.Errorf("zstd stream gives more than %d bytes", len(dst))
+		}
 		src = src[frame:]
 	}
 	return nil

@@ -193,5 +193,6 @@ func FuzzZstd(f *testing.F) {
 	f.Add(append(append([]byte{0x50, 0x2a, 0x4d, 0x18, 1, 0, 0, 0, 9}, b...), b...), uint16(18000))
 	f.Fuzz(func(t *testing.T, b []byte, n uint16) {
 		unzstd(make([]byte, n), b)
+		unzstd(make([]byte, n, int(n)+zstdSlack), b)
 	})
 }

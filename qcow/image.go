@@ -441,6 +441,7 @@ func (im *Image) ReadAt(p []byte, off int64) (int, error) {
 	if short {
 		p = p[:im.size-off]
 	}
+	p = p[:len(p):len(p)] // decoders may use what is behind a cluster, inside p
 	end := off + int64(len(p))
 	pos := off
 	for pos < end {
