@@ -45,18 +45,6 @@ func (d *folder) memory() int                 { return cap(d.arena) + 4*cap(d.in
 func (d *folder) is(at int, name string) bool {
 	return string(d.entryName(at)) == name && d.entryInode(at) != 0
 }
-func (d *folder) isBytes(at int, n []byte) bool {
-	return bytes.Equal(d.entryName(at), n) && d.entryInode(at) != 0
-}
-func hashName[T string | []byte](name T) uint32 {
-	switch n := any(name).(type) {
-	case string:
-		return uint32(maphash.String(nameSeed, n))
-	case []byte:
-		return uint32(maphash.Bytes(nameSeed, n))
-	}
-	return 0
-}
 
 // find returns the arena offset of the entry called name, or -1.
 func (d *folder) find(name string) int {
@@ -69,7 +57,7 @@ func (d *folder) find(name string) int {
 		return -1
 	}
 	mask := uint32(len(d.index) - 1)
-	for i := hashName(name) & mask; d.index[i] != 0; i = (i + 1) & mask {
+	for i := uint32(maphash.String(nameSeed, name)) & mask; d.index[i] != 0; i = (i + 1) & mask {
 		if at := int(d.index[i] - 1); d.is(at, name) {
 			return at
 		}
@@ -102,7 +90,7 @@ func (d *folder) add(ino uint32, ft uint8, name string) error {
 
 func (d *folder) insert(at int) {
 	mask := uint32(len(d.index) - 1)
-	i := hashName(d.entryName(at)) & mask
+	i := uint32(maphash.Bytes(nameSeed, d.entryName(at))) & mask
 	for d.index[i] != 0 {
 		i = (i + 1) & mask
 	}

@@ -20,7 +20,6 @@ type form struct {
 	name string
 	size string
 	args string
-	opts string // of the mount
 	many int    // entries of the largest folder
 	fill int    // percent of the free space that the kernel takes first
 	tune string // what debugfs then does to the superblock

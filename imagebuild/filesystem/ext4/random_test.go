@@ -49,13 +49,12 @@ func TestRandom(t *testing.T) {
 			r := rand.New(rand.NewPCG(seed, uint64(i)))
 			img := filepath.Join(workDir(t), "img")
 			mkfs(t, img, size, strings.Fields(args)...)
-			want := tree{}
 			for round := range rounds {
 				dir, unmount := mount(t, img, "rw,noatime")
 				kernelChanges(t, r, dir, fmt.Sprint("k", round), ops/2)
 				unmount()
 				dir, unmount = mount(t, img, "ro")
-				want = kernelTree(t, dir)
+				want := kernelTree(t, dir)
 				unmount()
 				dev, size := file(t, img)
 				w, err := OpenWriter(dev, size, Options{Now: testNow.Add(time.Duration(round) * time.Hour)})
