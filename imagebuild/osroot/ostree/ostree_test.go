@@ -334,7 +334,7 @@ func TestRealDisk(t *testing.T) {
 		t.Errorf("var %s", l.Deployments[0].Var)
 	}
 	run(t, "ostree", "admin", "undeploy", "--sysroot", d.dir, "0")
-	l = agree("undeployed")
+	agree("undeployed")
 
 	// What nothing starts is named, not used.
 	staged := "ostree/deploy/ock/deploy/" + strings.Repeat("e", 64) + ".7"

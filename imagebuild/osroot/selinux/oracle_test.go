@@ -179,14 +179,7 @@ func generate(rnd *rand.Rand, re *syntax.Regexp, out *strings.Builder, depth int
 
 // paths makes n paths that the specifications of the policy are near to, and real ones of the machine.
 func paths(t testing.TB, rnd *rand.Rand, p *Policy, n int) []string {
-	keys := make([]string, len(p.specs.all))
-	for _, index := range []map[string][]int32{p.specs.prefix, p.specs.exact} {
-		for key, list := range index {
-			for _, i := range list {
-				keys[i] = key
-			}
-		}
-	}
+	keys := keysOf(p.specs)
 	patterns := map[shape]string{subtree: "(/.*)?", inside: "/.*", anything: ".*", within: "/.+", some: ".+", name: "[^/]*", nameSome: "[^/]+"}
 	var real []string
 	for _, dir := range []string{"/etc", "/usr/lib", "/usr/share", "/usr/bin", "/var", "/lib/systemd", "/run"} {
@@ -218,7 +211,7 @@ func paths(t testing.TB, rnd *rand.Rand, p *Policy, n int) []string {
 				t.Fatal(err)
 			}
 			var b strings.Builder
-			b.WriteString(keys[i])
+			b.WriteString(keys[i][:at.start])
 			generate(rnd, re, &b, 0)
 			path = b.String()
 		}

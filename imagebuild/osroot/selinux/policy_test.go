@@ -413,19 +413,30 @@ func FuzzFileContexts(f *testing.F) {
 	})
 }
 
+// keysOf is the common literal start of each specification's paths.
+func keysOf(s *specs) []string {
+	keys := make([]string, len(s.all))
+	for _, index := range []map[string][]int32{s.prefix, s.exact} {
+		for key, list := range index {
+			for _, i := range list {
+				keys[i] = key[:s.all[i].keyLen()]
+			}
+		}
+	}
+	return keys
+}
+
+// keyLen is the length of the literal text before rest.
+func (s *spec) keyLen() int {
+	if s.start == 0 {
+		return s.stem
+	}
+	return s.start
+}
+
 // slow is lookup without index: each specification in turn.
 func slow(s *specs, path string, kind byte) (string, bool) {
-	keys := make([]string, len(s.all))
-	for key, list := range s.prefix {
-		for _, i := range list {
-			keys[i] = key
-		}
-	}
-	for key, list := range s.exact {
-		for _, i := range list {
-			keys[i] = key
-		}
-	}
+	keys := keysOf(s)
 	for i := len(s.all) - 1; i >= 0; i-- {
 		at := &s.all[i]
 		if !strings.HasPrefix(path, keys[i]) || at.kind != 0 && at.kind != kind || at.stem > 0 && (len(path) <= at.stem || path[at.stem] != '/') {

@@ -19,7 +19,9 @@ type spec struct {
 	start int
 	// stem is the length of a literal first component with the slash before it, 0 without one. A pattern with a
 	// stem matches only paths that go on with a slash there.
-	stem  int
+	stem int
+	// need is a text that what follows the literal prefix must hold.
+	need  string
 	kind  byte // the file type's letter, 0 for all
 	shape shape
 	re    atomic.Pointer[regexp.Regexp]
@@ -59,7 +61,7 @@ type specs struct {
 // builder collects the specifications of several files.
 type builder struct {
 	lines    []*spec
-	keys     []string
+	keys     [][]string
 	meta     []bool
 	contexts map[string]string
 	warnings []string
@@ -120,7 +122,7 @@ func (b *builder) parse(file string, text []byte) error {
 		}
 		s := &spec{context: context, kind: kind}
 		pattern := string(f[0])
-		key, cost, err := s.compile(pattern)
+		keys, cost, err := s.compile(pattern)
 		if err == nil && b.cost+cost > maxCosts {
 			err = errors.New("the patterns are too complex in sum")
 		}
@@ -132,7 +134,7 @@ func (b *builder) parse(file string, text []byte) error {
 			}
 		}
 		b.lines = append(b.lines, s)
-		b.keys = append(b.keys, key)
+		b.keys = append(b.keys, keys)
 		b.meta = append(b.meta, hasMeta(pattern))
 	}
 	return nil
@@ -163,46 +165,53 @@ func stemOf(pattern string) int {
 	return i
 }
 
-// compile fills in how s matches. It returns the literal text that each matching path starts with, which holds
+// compile fills in how s matches. It returns the texts of which each matching path starts with one, which holds
 // upon an error too, and how many instructions the pattern takes.
-func (s *spec) compile(pattern string) (key string, cost int, err error) {
+func (s *spec) compile(pattern string) (keys []string, cost int, err error) {
 	s.stem = stemOf(pattern)
-	stem, tail := pattern[:s.stem], pattern[s.stem:]
-	if strings.IndexByte(stem, '\\') >= 0 {
+	key, tail := pattern[:s.stem], pattern[s.stem:]
+	if strings.IndexByte(key, '\\') >= 0 {
 		// The path must have the stem as it stands, and match the pattern, in which the backslash is an escape.
 		s.shape = never
-		return stem, 0, nil
+		return []string{key}, 0, nil
 	}
 	t, err := translate(pattern)
 	// Upon an error nothing says where a "|" stands.
-	if t.topLevel || err != nil && strings.Contains(tail, "|") {
-		key = stem
-	} else {
+	if !t.topLevel && (err == nil || !strings.Contains(tail, "|")) {
 		var literal string
 		literal, tail = split(tail)
-		key = stem + literal
+		key += literal
 		s.start = len(key)
 	}
+	keys = []string{key}
 	if err != nil {
-		return key, 0, err
+		return keys, 0, err
 	}
 	if !t.topLevel {
 		if s.shape = shapes[tail]; s.shape != general {
-			return key, 0, nil
+			return keys, 0, nil
 		}
 		if t, err = translate(tail); err != nil {
-			return key, 0, err
+			return keys, 0, err
 		}
 	}
 	s.rest = "(?s)^" + t.pattern + "$"
 	re, err := syntax.Parse(s.rest, syntax.Perl)
 	if err != nil {
-		return key, 0, err
+		return keys, 0, err
 	}
 	if cost = instructions(re); cost > maxCost {
-		return key, 0, errors.New("the pattern is too complex")
+		return keys, 0, errors.New("the pattern is too complex")
 	}
-	return key, cost, nil
+	s.need = required(re)
+	if !t.topLevel {
+		more, _ := starts(re)
+		keys = keys[:0]
+		for _, m := range more {
+			keys = append(keys, key+m)
+		}
+	}
+	return keys, cost, nil
 }
 
 // instructions is about how long the program of a regular expression gets.
@@ -256,12 +265,13 @@ func (b *builder) build() *specs {
 				continue
 			}
 			at := &s.all[n]
-			at.context, at.rest, at.start, at.stem, at.kind, at.shape = line.context, line.rest, line.start, line.stem, line.kind, line.shape
-			key := b.keys[i]
+			at.context, at.rest, at.start, at.stem, at.need, at.kind, at.shape = line.context, line.rest, line.start, line.stem, line.need, line.kind, line.shape
+			index := s.prefix
 			if !meta && at.shape == general && at.rest == exactly {
-				s.exact[key] = append(s.exact[key], int32(n))
-			} else {
-				s.prefix[key] = append(s.prefix[key], int32(n))
+				index = s.exact
+			}
+			for _, key := range b.keys[i] {
+				index[key] = append(index[key], int32(n))
 			}
 			n++
 		}
@@ -300,6 +310,7 @@ func (s *specs) lookup(path string, kind byte) (string, bool) {
 		}
 		add(s.prefix[path[:n]])
 	}
+	// The same one may be there twice, by two of its texts.
 	slices.Sort(found)
 	for i := len(found) - 1; i >= 0; i-- {
 		at := &s.all[found[i]]
@@ -338,6 +349,9 @@ func (s *spec) match(rest string) bool {
 	}
 	if s.rest == exactly {
 		return rest == ""
+	}
+	if !strings.Contains(rest, s.need) {
+		return false
 	}
 	re := s.re.Load()
 	if re == nil {
