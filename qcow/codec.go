@@ -165,9 +165,8 @@ func newEncoder(name string, level int, clusterSize int64) (*encoder, error) {
 	return e, nil
 }
 
-// compress appends the compressed cluster to dst; nil if that gains nothing.
+// compress returns the compressed cluster, in dst's memory if that suffices (dst has no length); nil if compressing gains nothing.
 func (e *encoder) compress(dst, cluster []byte) ([]byte, error) {
-	start := len(dst)
 	if e.typ == compressionZstd {
 		dst = e.zstd.EncodeAll(cluster, dst)
 	} else {
@@ -183,7 +182,7 @@ func (e *encoder) compress(dst, cluster []byte) ([]byte, error) {
 		}
 		dst = out.Bytes()
 	}
-	if len(dst)-start >= e.limit {
+	if len(dst) >= e.limit {
 		return nil, nil
 	}
 	return dst, nil

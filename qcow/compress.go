@@ -9,10 +9,11 @@ import (
 // flushCompressed compresses the buffered clusters on all cores and writes them in guest order.
 func (w *Writer) flushCompressed(order []int64) error {
 	type result struct {
-		done chan struct{}
-		blob []byte
-		zero bool
-		err  error
+		done  chan struct{}
+		space *[]byte // what blob is in
+		blob  []byte
+		zero  bool
+		err   error
 	}
 	for _, c := range order {
 		if b := w.buf[c]; b.lo > 0 || b.hi < w.cs {
@@ -40,7 +41,11 @@ func (w *Writer) flushCompressed(order []int64) error {
 				r := &results[i]
 				if !stop.Load() {
 					if r.zero = isZero(bufs[i]); !r.zero {
-						r.blob, r.err = w.enc.compress(nil, bufs[i])
+						r.space = clusterPool.Get().(*[]byte)
+						r.blob, r.err = w.enc.compress((*r.space)[:0], bufs[i])
+						if cap(r.blob) > cap(*r.space) {
+							*r.space = r.blob
+						}
 					}
 				}
 				close(r.done)
@@ -58,10 +63,73 @@ func (w *Writer) flushCompressed(order []int64) error {
 			stop.Store(true)
 			break
 		}
-		r.blob = nil
+		if r.space != nil {
+			clusterPool.Put(r.space)
+			r.space, r.blob = nil, nil
+		}
 	}
 	wg.Wait()
 	return err
+}
+
+var clusterPool = sync.Pool{New: func() any { return new([]byte) }}
+
+// writeBlobs writes the chunk p of guest data at off, whose whole clusters are compressed in blobs; Copy's workers have done that.
+func (w *Writer) writeBlobs(off int64, p []byte, blobs []blob) error {
+	if w.err != nil {
+		return w.err
+	}
+	for len(p) > 0 {
+		n := min(int64(len(p)), w.cs-off&(w.cs-1))
+		c := off >> w.cb
+		if n < w.cs {
+			if _, err := w.WriteAt(p[:n], off); err != nil {
+				return err
+			}
+		} else {
+			if b := w.buf[c]; b != nil {
+				w.free = append(w.free, b.data)
+				delete(w.buf, c)
+			}
+			if err := w.putBlob(c, p[:n], blobs[0].data, blobs[0].zero); err != nil {
+				return w.fail(err)
+			}
+			blobs = blobs[1:]
+		}
+		p, off = p[n:], off+n
+	}
+	return nil
+}
+
+// blob is a cluster in its compressed form; no data means that it does not compress.
+type blob struct {
+	data []byte
+	zero bool
+}
+
+// compressAll compresses the whole clusters of the chunk p at off. space holds the blobs and is grown as needed.
+func (e *encoder) compressAll(p []byte, off int64, blobs []blob, space []byte) ([]blob, []byte, error) {
+	cs := int64(e.limit)
+	if cap(space) < len(p)+4096 {
+		space = make([]byte, 0, len(p)+4096)
+	}
+	free := space[:0:cap(space)]
+	for in := -off & (cs - 1); in+cs <= int64(len(p)); in += cs {
+		data := p[in : in+cs]
+		if isZero(data) {
+			blobs = append(blobs, blob{zero: true})
+			continue
+		}
+		b, err := e.compress(free, data)
+		if err != nil {
+			return nil, space, err
+		}
+		blobs = append(blobs, blob{data: b})
+		if len(b) <= cap(free) {
+			free = free[len(b):len(b):cap(free)]
+		}
+	}
+	return blobs, space, nil
 }
 
 // putBlob writes a whole cluster in its compressed form blob; nil means that it does not compress.

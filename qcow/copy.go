@@ -15,7 +15,10 @@ type CopyOptions struct {
 	Workers  int // goroutines that read and decompress; 0: as many as there are cores
 }
 
-const copyChunk = 1 << 20 // bytes read at a time
+const (
+	copyChunk      = 1 << 20 // bytes read at a time
+	maxCopyWorkers = 16      // each has a chunk or two in memory
+)
 
 type extentSource interface {
 	Extents(off, length int64) iter.Seq2[Extent, error]
@@ -23,9 +26,15 @@ type extentSource interface {
 
 type copyJob struct {
 	off, n int64
-	buf    []byte
 	err    error
 	done   chan struct{}
+	*copyBuffer
+}
+
+type copyBuffer struct {
+	buf   []byte
+	blobs []blob
+	space []byte
 }
 
 // Copy copies all bytes of src into dst, which must read as zeros before: a Writer just created, or an empty file (whose length is the caller's
@@ -39,15 +48,17 @@ func Copy(ctx context.Context, dst io.WriterAt, src Source, o CopyOptions) error
 	w, ordered := dst.(*Writer)
 	workers := o.Workers
 	if workers <= 0 {
-		workers = runtime.GOMAXPROCS(0)
+		workers = min(runtime.GOMAXPROCS(0), maxCopyWorkers)
 	}
-	chunk := int64(copyChunk)
+	chunk, align := int64(copyChunk), int64(1)
+	var enc *encoder
 	if ordered {
-		chunk = max(chunk, w.cs)
+		chunk, align, enc = max(chunk, w.cs), w.cs, w.enc
 	}
-	queue := make(chan *copyJob, 2*workers)
-	order := make(chan *copyJob, 2*workers)
-	free := make(chan []byte, 4*workers+2)
+	// At most workers+4 chunks are under way.
+	queue := make(chan *copyJob, workers+2)
+	order := make(chan *copyJob, workers+2)
+	free := make(chan *copyBuffer, workers+4)
 	var wg sync.WaitGroup
 	for range workers {
 		wg.Go(func() {
@@ -60,6 +71,9 @@ func Copy(ctx context.Context, dst io.WriterAt, src Source, o CopyOptions) error
 					if j.err == nil && !ordered {
 						j.err = writeSparse(dst, j.buf[:j.n], j.off)
 					}
+					if j.err == nil && enc != nil {
+						j.blobs, j.space, j.err = enc.compressAll(j.buf[:j.n], j.off, j.blobs[:0], j.space)
+					}
 				}
 				close(j.done)
 			}
@@ -69,15 +83,15 @@ func Copy(ctx context.Context, dst io.WriterAt, src Source, o CopyOptions) error
 	wg.Go(func() {
 		defer close(order)
 		defer close(queue)
-		listErr = listChunks(src, chunk, func(off, n int64) bool {
+		listErr = listChunks(src, chunk, align, func(off, n int64) bool {
 			if ctx.Err() != nil {
 				return false
 			}
 			j := &copyJob{off: off, n: n, done: make(chan struct{})}
 			select {
-			case j.buf = <-free:
+			case j.copyBuffer = <-free:
 			default:
-				j.buf = make([]byte, chunk)
+				j.copyBuffer = &copyBuffer{buf: make([]byte, chunk)}
 			}
 			order <- j
 			queue <- j
@@ -88,7 +102,11 @@ func Copy(ctx context.Context, dst io.WriterAt, src Source, o CopyOptions) error
 		<-j.done
 		if ctx.Err() == nil {
 			err := j.err
-			if err == nil && ordered {
+			switch {
+			case err != nil:
+			case enc != nil:
+				err = w.writeBlobs(j.off, j.buf[:j.n], j.blobs)
+			case ordered:
 				_, err = w.WriteAt(j.buf[:j.n], j.off)
 			}
 			if err != nil {
@@ -98,7 +116,7 @@ func Copy(ctx context.Context, dst io.WriterAt, src Source, o CopyOptions) error
 			}
 		}
 		select {
-		case free <- j.buf:
+		case free <- j.copyBuffer:
 		default:
 		}
 	}
@@ -112,8 +130,9 @@ func Copy(ctx context.Context, dst io.WriterAt, src Source, o CopyOptions) error
 	return listErr
 }
 
-// listChunks calls f with the ranges of src that may hold data, in order, none crossing a multiple of chunk, until f says no.
-func listChunks(src Source, chunk int64, f func(off, n int64) bool) error {
+// listChunks calls f with the ranges of src that may hold data, in order, none crossing a multiple of chunk, until f says no. They start and end
+// at multiples of align, but for the end of src.
+func listChunks(src Source, chunk, align int64, f func(off, n int64) bool) error {
 	each := func(off, end int64) bool {
 		for off < end {
 			n := min(end, off&^(chunk-1)+chunk) - off
@@ -141,13 +160,13 @@ func listChunks(src Source, chunk int64, f func(off, n int64) bool) error {
 		if e.Kind == Hole || e.Kind == Zero {
 			continue
 		}
-		if e.Start > to {
+		if start := e.Start &^ (align - 1); start > to {
 			if !each(from, to) {
 				return nil
 			}
-			from = e.Start
+			from = start
 		}
-		to = e.Start + e.Length
+		to = min((e.Start+e.Length+align-1)&^(align-1), src.Size())
 		if whole := to &^ (chunk - 1); whole > from {
 			if !each(from, whole) {
 				return nil
