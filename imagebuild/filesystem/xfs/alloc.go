@@ -472,7 +472,7 @@ func (w *Writer) newChunk(g *group) (bool, error) {
 			w.ifree += inodesPerRec
 		}
 		g.lastNew = s.start << sb.inopLog
-	} else if sb.inc&incSpinodes != 0 && sb.spinoAlign < n {
+	} else if sb.inc&incSpinodes != 0 && sb.spinoAlign > 0 && sb.spinoAlign < n {
 		if s, ok = w.sparseChunk(g, n, align); !ok {
 			return false, nil
 		}

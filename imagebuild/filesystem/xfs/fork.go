@@ -248,8 +248,10 @@ type attrPlan struct {
 	blocks uint64
 }
 
-func (w *Writer) attrLocalSize(a attr) int  { return (3 + len(a.name) + len(a.value) + 3) &^ 3 }
-func (w *Writer) attrRemoteSize(a attr) int { return (9 + len(a.name) + 3) &^ 3 }
+func (w *Writer) attrLocalSize(a attr) int { return (3 + len(a.name) + len(a.value) + 3) &^ 3 }
+
+// The two bytes more come from padding in the first definition of the structure, and stayed.
+func (w *Writer) attrRemoteSize(a attr) int { return (9 + 2 + len(a.name) + 3) &^ 3 }
 
 func (w *Writer) planAttrs(attrs []attr) *attrPlan {
 	p := &attrPlan{attrs: slices.Clone(attrs)}

@@ -47,10 +47,10 @@ func forms() []form {
 		{name: "folder block 64k", args: "-n size=65536 -m rmapbt=1", many: 8000},
 		{name: "block 1k folder block 16k", args: "-b size=1024 -n size=16384"},
 		{name: "one group", args: "--unsupported -d agcount=1"},
-		{name: "many groups", args: "-d agcount=18 -m rmapbt=1", full: true},
+		{name: "many groups", args: "-d agcount=18 -m rmapbt=1", size: 1500},
 		{name: "short last group", args: "-d agsize=19999b -m rmapbt=1", size: 330},
-		{name: "stripes", args: "-d su=64k,sw=4 -l su=64k"},
-		{name: "log stripes", args: "-l su=32k,size=16m -m rmapbt=1"},
+		{name: "stripes", args: "-d su=64k,sw=4 -l su=64k,size=64m", size: 600},
+		{name: "log stripes", args: "-l su=32k,size=64m -m rmapbt=1", size: 600},
 		{name: "new uuid", args: "-m rmapbt=1", after: func(t *testing.T, img string) {
 			run(t, "xfs_admin", "-U", "11111111-2222-3333-4444-555555555555", img)
 		}},

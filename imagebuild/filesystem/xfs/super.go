@@ -216,9 +216,6 @@ func (s *superblock) checkWritable() error {
 	if s.inc&incFtype == 0 {
 		return unsupported("folder entries without file types (ftype=0)")
 	}
-	if s.inc&incSpinodes != 0 && s.spinoAlign == 0 {
-		return corrupt("superblock: sparse inodes without alignment")
-	}
 	return nil
 }
 
