@@ -334,17 +334,26 @@ func findRun(b []byte, from, limit, need int64) (at, n, longest int64) {
 }
 
 // search finds a free run for a file of near blocks: the first that holds it whole, counted from the cursor (half
-// a group is as good as more: what follows it is often free too), or the longest there is.
+// a group is as good as more: what follows it is often free too). Where there is none, half of it will do, and so on.
 func (w *Writer) search(near int64) (phys, n int64, err error) {
-	need := min(near, w.bpg/2)
 	if w.cursor >= w.blocks {
 		w.cursor = w.first
 	}
+	for need := min(near, w.bpg/2); need > 0; need /= 2 {
+		if phys, n, err = w.searchRun(need); n > 0 || err != nil {
+			return phys, n, err
+		}
+	}
+	return 0, 0, corrupt("the descriptors promise %d more free blocks than the bitmaps have", w.left)
+}
+
+// searchRun looks for a run of need blocks, from the cursor to the end and then from the start.
+func (w *Writer) searchRun(need int64) (phys, n int64, err error) {
 	g0, off := w.groupOf(w.cursor)
 	// Groups that were never looked at promise more than they may hold. Looking at a few hundred is enough: a
 	// large filesystem without such a run in them is one that will not have many.
 	looks := 0
-	for i := uint32(0); i <= w.groups; i++ {
+	for i := uint32(0); i <= w.groups && looks < 512; i++ {
 		g := uint32((uint64(g0) + uint64(i)) % uint64(w.groups))
 		if int64(w.longest[g]) < need {
 			continue
@@ -365,37 +374,12 @@ func (w *Writer) search(near int64) (phys, n int64, err error) {
 		if n > 0 {
 			return w.groupStart(g) + at, n, nil
 		}
-		if i > 0 {
+		if from == 0 {
 			w.longest[g] = uint32(longest)
 		}
-		if looks++; looks > 512 {
-			break
-		}
+		looks++
 	}
-	for {
-		best := uint32(0)
-		for g := range w.groups {
-			if w.longest[g] > w.longest[best] {
-				best = g
-			}
-		}
-		need := int64(w.longest[best])
-		if need == 0 {
-			return 0, 0, corrupt("the descriptors promise %d more free blocks than the bitmaps have", w.left)
-		}
-		b, err := w.look(best)
-		if err != nil {
-			return 0, 0, err
-		}
-		var at, longest int64
-		if b != nil {
-			at, n, longest = findRun(b, 0, w.groupLen(best), need)
-			if n > 0 {
-				return w.groupStart(best) + at, n, nil
-			}
-		}
-		w.longest[best] = uint32(longest)
-	}
+	return 0, 0, nil
 }
 
 // free gives blocks back.

@@ -18,6 +18,7 @@ func TestFragmented(t *testing.T) {
 	needTools(t, "mke2fs", "e2fsck", "mount", "umount")
 	for _, args := range []string{"-b 1024", "-b 1024 -O ^metadata_csum,^64bit", "-b 1024 -O ^extents,^64bit"} {
 		t.Run(args, func(t *testing.T) {
+			t.Parallel()
 			img := filepath.Join(workDir(t), "img")
 			mkfs(t, img, "24M", append(strings.Fields(args), "-N", "16384", "-m", "0")...)
 			dev, size := file(t, img)

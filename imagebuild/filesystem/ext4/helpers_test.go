@@ -82,7 +82,13 @@ func mount(t testing.TB, img, opts string) (dir string, unmount func()) {
 	unmount = func() {
 		if !done {
 			done = true
-			run(t, "umount", dir)
+			// A process that another test is just starting may hold a file of the mount for a moment.
+			for try := 0; exec.Command("umount", dir).Run() != nil; try++ {
+				if try == 50 {
+					run(t, "umount", dir)
+				}
+				time.Sleep(20 * time.Millisecond)
+			}
 			os.Remove(dir)
 		}
 	}

@@ -256,6 +256,7 @@ func TestMatrix(t *testing.T) {
 	needTools(t, "mke2fs", "e2fsck", "mount", "umount")
 	for _, f := range forms {
 		t.Run(f.name, func(t *testing.T) {
+			t.Parallel()
 			img := filepath.Join(workDir(t), "img")
 			mkfs(t, img, f.size, strings.Fields(f.args)...)
 			if f.tune != "" {

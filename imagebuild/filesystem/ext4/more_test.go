@@ -53,6 +53,7 @@ func TestSparse(t *testing.T) {
 	needTools(t, "mke2fs", "e2fsck")
 	for _, args := range []string{"-O ^large_file", "-O ^extents,^64bit", "-O ^extents,^64bit -b 1024"} {
 		t.Run(args, func(t *testing.T) {
+			t.Parallel()
 			img := filepath.Join(workDir(t), "img")
 			mkfs(t, img, "16M", strings.Fields(args)...)
 			dev, size := file(t, img)
@@ -97,6 +98,7 @@ func TestGrow(t *testing.T) {
 	needTools(t, "mke2fs", "e2fsck", "resize2fs")
 	for _, args := range []string{"", "-O ^metadata_csum,^64bit", "-O meta_bg,^resize_inode -b 1024"} {
 		t.Run(args, func(t *testing.T) {
+			t.Parallel()
 			img := filepath.Join(workDir(t), "img")
 			mkfs(t, img, "64M", append(strings.Fields(args), "-N", "4096")...)
 			dev, size := file(t, img)

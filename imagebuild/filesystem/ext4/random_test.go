@@ -46,6 +46,7 @@ func TestRandom(t *testing.T) {
 		"-b 2048 -N 6000 -O uninit_bg,^metadata_csum,^flex_bg -E lazy_itable_init=1",
 	} {
 		t.Run(strings.ReplaceAll(args, " ", ""), func(t *testing.T) {
+			t.Parallel()
 			r := rand.New(rand.NewPCG(seed, uint64(i)))
 			img := filepath.Join(workDir(t), "img")
 			mkfs(t, img, size, strings.Fields(args)...)

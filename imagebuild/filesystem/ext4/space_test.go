@@ -16,6 +16,7 @@ func TestFill(t *testing.T) {
 	needTools(t, "mke2fs", "e2fsck")
 	for _, args := range []string{"", "-b 1024 -m 0", "-b 1024 -O ^extents,^64bit -m 3", "-O ^metadata_csum,^has_journal -m 1"} {
 		t.Run(args, func(t *testing.T) {
+			t.Parallel()
 			img := filepath.Join(workDir(t), "img")
 			mkfs(t, img, "24M", append(strings.Fields(args), "-N", "2048")...)
 			dev, size := file(t, img)

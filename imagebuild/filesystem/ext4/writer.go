@@ -19,7 +19,7 @@ const TypeSocket = 's'
 
 // Options of a [Writer].
 type Options struct {
-	// Now is the time of every change: ctime, crtime, and whatever a header leaves open.
+	// Now is the time of every change: ctime, crtime, and whatever a header leaves open. Zero means 1970.
 	Now time.Time
 	// CountOnly never writes to the device: everything is counted exactly as it would be taken.
 	CountOnly bool
@@ -83,6 +83,9 @@ func OpenWriter(d Device, size int64, o Options) (*Writer, error) {
 	}
 	if err := f.writable(); err != nil {
 		return nil, err
+	}
+	if o.Now.IsZero() {
+		o.Now = time.Unix(0, 0)
 	}
 	w := &Writer{FS: f, now: o.Now, count: o.CountOnly, changed: map[uint32]*folder{}}
 	w.dev = &device{f: f, d: d, count: o.CountOnly}
