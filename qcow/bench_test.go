@@ -190,3 +190,34 @@ func BenchmarkWrite(b *testing.B) {
 		})
 	}
 }
+
+func BenchmarkDeflate(b *testing.B) {
+	raw, _ := benchDisk(b)
+	f, err := os.Open(raw)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer f.Close()
+	data := make([]byte, 16<<20)
+	for at := 0; at < len(data); at += 65536 {
+		if _, err := f.ReadAt(data[at:at+65536], int64(at)*8); err != nil {
+			b.Fatal(err)
+		}
+	}
+	for level := 1; level <= 9; level++ {
+		b.Run(fmt.Sprint(level), func(b *testing.B) {
+			b.SetBytes(int64(len(data)))
+			var out []byte
+			n, used := 0, cpu()
+			for b.Loop() {
+				n = 0
+				for at := 0; at < len(data); at += 65536 {
+					out = deflate(out[:0], data[at:at+65536], level)
+					n += min(len(out), 65536)
+				}
+			}
+			b.ReportMetric(float64(n)/float64(len(data)), "ratio")
+			b.ReportMetric(float64(len(data))/(1<<20)*float64(b.N)/(cpu()-used).Seconds(), "MiB/s-cpu")
+		})
+	}
+}

@@ -1,14 +1,11 @@
 package qcow
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"sync"
 
-	"github.com/klauspost/compress/flate"
 	"github.com/klauspost/compress/zstd"
 )
 
@@ -121,12 +118,9 @@ func zstdFrame(b []byte) (int, error) {
 type encoder struct {
 	typ   uint8
 	limit int // a blob of this many bytes or more gains nothing
+	level int // of zlib
 	zstd  *zstd.Encoder
-	flate sync.Pool
 }
-
-// zlibWindow is the window that QEMU inflates with (windowBits -12).
-const zlibWindow = 4096
 
 func newEncoder(name string, level int, clusterSize int64) (*encoder, error) {
 	e := &encoder{limit: int(clusterSize)}
@@ -138,12 +132,8 @@ func newEncoder(name string, level int, clusterSize int64) (*encoder, error) {
 		if level < 0 || level > 9 {
 			return nil, fmt.Errorf("qcow: zlib level %d (1 to 9)", level)
 		}
-		e.flate.New = func() any {
-			w, err := flate.NewWriterWindow(io.Discard, zlibWindow)
-			if err != nil {
-				panic(err) // constant arguments
-			}
-			return w
+		if e.level = level; level == 0 {
+			e.level = 6
 		}
 	case "zstd":
 		e.typ = compressionZstd
@@ -170,17 +160,7 @@ func (e *encoder) compress(dst, cluster []byte) ([]byte, error) {
 	if e.typ == compressionZstd {
 		dst = e.zstd.EncodeAll(cluster, dst)
 	} else {
-		w := e.flate.Get().(*flate.Writer)
-		defer e.flate.Put(w)
-		out := bytes.NewBuffer(dst)
-		w.Reset(out)
-		if _, err := w.Write(cluster); err != nil {
-			return nil, err
-		}
-		if err := w.Close(); err != nil {
-			return nil, err
-		}
-		dst = out.Bytes()
+		dst = deflate(dst, cluster, e.level)
 	}
 	if len(dst) >= e.limit {
 		return nil, nil

@@ -196,3 +196,22 @@ func FuzzZstd(f *testing.F) {
 		unzstd(make([]byte, n, int(n)+zstdSlack), b)
 	})
 }
+
+// FuzzDeflate packs and unpacks, with the standard library and our own decoder.
+func FuzzDeflate(f *testing.F) {
+	f.Add([]byte("abcabcabcabcabcabc, and so on, and so on"), uint8(6), uint8(30))
+	f.Fuzz(func(t *testing.T, b []byte, level, repeat uint8) {
+		b = bytes.Repeat(b, int(repeat)+1)
+		if len(b) > 1<<18 {
+			return
+		}
+		z := deflate(nil, b, int(level)%9+1)
+		got, err := io.ReadAll(flate.NewReader(bytes.NewReader(z)))
+		if err != nil || !bytes.Equal(got, b) {
+			t.Fatalf("the standard library reads %d of %d bytes: %v", len(got), len(b), err)
+		}
+		if err := inflate(got, z); err != nil || !bytes.Equal(got, b) {
+			t.Fatalf("our own reader: %v", err)
+		}
+	})
+}

@@ -22,8 +22,8 @@ const (
 	preEnough  = 1 << preBits
 )
 
-// A table entry: bits 0-7: bits to consume, extra bits among them; 8-11: the code's own bits; 16-30: literal, base value, or start of a
-// subtable (whose index bits are then in 0-7 of the entry's upper table bits field). An entry of 0 is an unused code.
+// A table entry: bits 0-7: bits to consume, extra bits among them; 8-11: the code's own bits among those; 16-30: literal or base value. For a
+// pointer to a subtable, 8-11 are the subtable's index bits and 16-30 its start. A special entry that is neither pointer nor end is an invalid code.
 const (
 	entLiteral = 1 << 31
 	entSpecial = 1 << 15
