@@ -174,11 +174,11 @@ func (s *superblock) check(size int64) error {
 		return corrupt("superblock: folder block size 2^%d", dl+s.blockLog)
 	}
 	s.dirBlock = s.blockSize << dl
-	if s.agBlocks < 64 || s.agBlocks > 1<<31 || s.agBlockLog != uint(bits.Len32(s.agBlocks-1)) || s.agBlockLog+s.inopLog > 32 {
+	if s.agBlocks < 64 || s.agBlocks > 1<<30 || s.agBlockLog != uint(bits.Len32(s.agBlocks-1)) || s.agBlockLog+s.inopLog > 32 {
 		return corrupt("superblock: %d blocks per allocation group (log %d)", s.agBlocks, s.agBlockLog)
 	}
-	if uint64(s.agBlocks) > (1<<40)>>s.blockLog {
-		return corrupt("superblock: an allocation group of %d blocks exceeds 1 TiB", s.agBlocks)
+	if b := uint64(s.agBlocks) << s.blockLog; b > 1<<40 || b < 16<<20 {
+		return corrupt("superblock: an allocation group of %d bytes (16 MiB to 1 TiB are allowed)", b)
 	}
 	want := (s.dblocks + uint64(s.agBlocks) - 1) / uint64(s.agBlocks)
 	if s.agCount == 0 || s.dblocks > uint64(size)>>s.blockLog || want != uint64(s.agCount) {

@@ -84,6 +84,10 @@ const (
 // OpenWriter opens the filesystem in the first size bytes of d for writing. Errors match ErrUnsupported, ErrDirtyLog,
 // ErrCorrupt, or are those of d.
 func OpenWriter(d Device, size int64, o Options) (*Writer, error) {
+	return openWriterWith(d, size, o, false)
+}
+
+func openWriterWith(d Device, size int64, o Options, noCRC bool) (*Writer, error) {
 	if o.Now.IsZero() {
 		return nil, errors.New("xfs: Options.Now is required")
 	}
@@ -91,6 +95,7 @@ func OpenWriter(d Device, size int64, o Options) (*Writer, error) {
 	if err != nil {
 		return nil, err
 	}
+	fs.noCRC = noCRC
 	if err := fs.sb.checkWritable(); err != nil {
 		return nil, err
 	}
