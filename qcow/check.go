@@ -45,11 +45,23 @@ type Report struct {
 	Compressed int64
 	FileSize   int64
 
-	sharedInside bool // a host cluster stands for two clusters of the active state
+	sharedInside bool    // a host cluster stands for two clusters of the active state
+	unused       []int64 // host clusters with a refcount and no reference, the first maxUnused
+}
+
+// firstFault prefers what is no leak.
+func (r *Report) firstFault() Fault {
+	for _, f := range r.Faults {
+		if f.Kind != FaultLeak {
+			return f
+		}
+	}
+	return r.Faults[0]
 }
 
 const (
 	maxFaults   = 1000
+	maxUnused   = 1 << 20
 	checkWindow = 2 << 20 // host clusters whose references are counted at a time
 	maxWindows  = 1024
 	maxL2Tables = 8 << 20 // references to L2 tables, over all L1 tables
@@ -512,6 +524,9 @@ func (c *checker) compare() error {
 		refs := c.window[i-c.base] & refCount
 		switch {
 		case rc > refs:
+			if refs == 0 && len(c.r.unused) < maxUnused {
+				c.r.unused = append(c.r.unused, i)
+			}
 			c.add(FaultLeak, i<<c.cb, "refcount %d, references %d", rc, refs)
 		case rc < refs:
 			c.add(FaultRefcount, i<<c.cb, "refcount %d, references %d", rc, refs)
@@ -533,6 +548,9 @@ func (c *checker) beyond() error {
 		}
 		for i := max(bi*per, c.clusters); i < (bi+1)*per; i++ {
 			if rc := getRefcount(c.blockBuf, c.h.refcountOrder, i&(per-1)); rc != 0 {
+				if len(c.r.unused) < maxUnused {
+					c.r.unused = append(c.r.unused, i)
+				}
 				c.add(FaultLeak, i<<c.cb, "refcount %d past the end of the file", rc)
 			}
 		}

@@ -1,6 +1,7 @@
 package qcow
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"os"
@@ -29,25 +30,28 @@ func TestCheckFaults(t *testing.T) {
 		edit change
 		kind FaultKind
 		qemu bool // qemu-img 7.2 sees it too
+
+		repaired bool
 	}{
-		{"leak", CreateOptions{}, func(b []byte) { be.PutUint16(b[rb:], 2) }, FaultLeak, true},
-		{"leak of a free cluster", CreateOptions{}, func(b []byte) { be.PutUint16(b[rb+2*1000:], 1) }, FaultLeak, false},
-		{"too low", CreateOptions{}, func(b []byte) { be.PutUint16(b[rb+2*5:], 0) }, FaultRefcount, true},
-		{"header refcount", CreateOptions{}, func(b []byte) { be.PutUint16(b[rb:], 0) }, FaultRefcount, true},
-		{"COPIED missing", CreateOptions{}, and(0, ^uint64(flagCopied)), FaultCopied, true},
-		{"COPIED on compressed", CreateOptions{Compression: "zlib"}, or(0, flagCopied), FaultCopied, true},
-		{"COPIED missing on L2", CreateOptions{}, func(b []byte) { b[l1] &= 0x7f }, FaultCopied, true},
-		{"data on the L1 table", CreateOptions{}, set(5, l1|flagCopied), FaultOverlap, true},
-		{"data on an L2 table", CreateOptions{}, func(b []byte) { set(5, be.Uint64(b[l1:])&offsetMask|flagCopied)(b) }, FaultOverlap, true},
-		{"data on the header", CreateOptions{}, set(5, flagCompressed), FaultOverlap, true},
-		{"data unaligned", CreateOptions{}, or(0, 0x200), FaultAlign, true},
-		{"data past the file", CreateOptions{}, set(5, 1<<40|flagCopied), FaultOutside, true},
-		{"compressed past the file", CreateOptions{}, set(5, flagCompressed|1<<40), FaultOutside, true},
-		{"L2 past the file", CreateOptions{}, func(b []byte) { be.PutUint64(b[l1:], 1<<40|flagCopied) }, FaultOutside, true},
-		{"reserved bits", CreateOptions{}, or(0, 1<<57), FaultEntry, true},
-		{"refcount block past the file", CreateOptions{}, func(b []byte) { be.PutUint64(b[0x10008:], 1<<40) }, FaultOutside, true},
-		{"refcount block twice", CreateOptions{}, func(b []byte) { be.PutUint64(b[0x10008:], rb) }, FaultOverlap, true},
-		{"zero and allocated", CreateOptions{ExtendedL2: true}, func(b []byte) { be.PutUint64(l2(b)[8:], ^uint64(0)) }, FaultEntry, true},
+		{"leak", CreateOptions{}, func(b []byte) { be.PutUint16(b[rb:], 2) }, FaultLeak, true, false},
+		{"leak of a free cluster", CreateOptions{}, func(b []byte) { be.PutUint16(b[rb+2*1000:], 1) }, FaultLeak, false, true},
+		{"leak in the file", CreateOptions{}, func(b []byte) { set(0, 0)(b) }, FaultLeak, true, true},
+		{"too low", CreateOptions{}, func(b []byte) { be.PutUint16(b[rb+2*5:], 0) }, FaultRefcount, true, false},
+		{"header refcount", CreateOptions{}, func(b []byte) { be.PutUint16(b[rb:], 0) }, FaultRefcount, true, false},
+		{"COPIED missing", CreateOptions{}, and(0, ^uint64(flagCopied)), FaultCopied, true, false},
+		{"COPIED on compressed", CreateOptions{Compression: "zlib"}, or(0, flagCopied), FaultCopied, true, false},
+		{"COPIED missing on L2", CreateOptions{}, func(b []byte) { b[l1] &= 0x7f }, FaultCopied, true, false},
+		{"data on the L1 table", CreateOptions{}, set(5, l1|flagCopied), FaultOverlap, true, false},
+		{"data on an L2 table", CreateOptions{}, func(b []byte) { set(5, be.Uint64(b[l1:])&offsetMask|flagCopied)(b) }, FaultOverlap, true, false},
+		{"data on the header", CreateOptions{}, set(5, flagCompressed), FaultOverlap, true, false},
+		{"data unaligned", CreateOptions{}, or(0, 0x200), FaultAlign, true, false},
+		{"data past the file", CreateOptions{}, set(5, 1<<40|flagCopied), FaultOutside, true, false},
+		{"compressed past the file", CreateOptions{}, set(5, flagCompressed|1<<40), FaultOutside, true, false},
+		{"L2 past the file", CreateOptions{}, func(b []byte) { be.PutUint64(b[l1:], 1<<40|flagCopied) }, FaultOutside, true, false},
+		{"reserved bits", CreateOptions{}, or(0, 1<<57), FaultEntry, true, false},
+		{"refcount block past the file", CreateOptions{}, func(b []byte) { be.PutUint64(b[0x10008:], 1<<40) }, FaultOutside, true, false},
+		{"refcount block twice", CreateOptions{}, func(b []byte) { be.PutUint64(b[0x10008:], rb) }, FaultOverlap, true, false},
+		{"zero and allocated", CreateOptions{ExtendedL2: true}, func(b []byte) { be.PutUint64(l2(b)[8:], ^uint64(0)) }, FaultEntry, true, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			f := smallImage(t, c.o)
@@ -69,8 +73,18 @@ func TestCheckFaults(t *testing.T) {
 			if (r.Leaks == r.Total) != (c.kind == FaultLeak) {
 				t.Errorf("%d leaks of %d faults", r.Leaks, r.Total)
 			}
-			if _, err := OpenPatch(f, f.Size(), Options{}); err == nil {
-				t.Error("OpenPatch accepts the image")
+			// A patch repairs clusters that nothing uses, and refuses all else.
+			w, err := OpenPatch(&memFile{b: bytes.Clone(f.b)}, f.Size(), Options{})
+			if (err == nil) != c.repaired {
+				t.Errorf("OpenPatch: %v", err)
+			}
+			if err == nil {
+				if err := w.Close(); err != nil {
+					t.Fatal(err)
+				}
+				if r, err := Check(w.f.(*memFile), Options{}); err != nil || r.Total != 0 {
+					t.Errorf("after the patch: %v, %+v", err, r)
+				}
 			}
 			file := filepath.Join(t.TempDir(), "f.qcow2")
 			if err := os.WriteFile(file, f.b, 0o600); err != nil {

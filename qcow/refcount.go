@@ -95,6 +95,17 @@ func (w *Writer) refcount(cluster int64) (uint64, error) {
 	return getRefcount(t.data, w.hdr.refcountOrder, cluster&(perSlice-1)), nil
 }
 
+func (w *Writer) clearRefcount(cluster int64) error {
+	t, err := w.refcountSlice(cluster)
+	if err != nil {
+		return err
+	}
+	perSlice := w.im.sliceBytes * 8 >> w.hdr.refcountOrder
+	setRefcount(t.data, w.hdr.refcountOrder, cluster&(perSlice-1), 0)
+	t.dirty = true
+	return nil
+}
+
 // refcountSlice is the slice of the refcount block that has a host cluster; the block is allocated if it is missing.
 func (w *Writer) refcountSlice(cluster int64) (*writeTable, error) {
 	blockBits := w.cb + 3 - uint(w.hdr.refcountOrder)

@@ -161,9 +161,10 @@ func Create(f File, size int64, o CreateOptions) (*Writer, error) {
 
 // OpenPatch opens an existing image of fileSize bytes for changes in place; f is a private copy of it. It first checks the whole image's
 // metadata, so that a write never lands in a table. An image that cannot be patched gives ErrCannotPatch with the reason (version 2, a
-// backing file, an external data file, the dirty bit, any fault of its tables); one that cannot be read gives the errors of Open.
+// backing file, an external data file, the dirty bit, any fault of its tables but leaked clusters); one that cannot be read gives the errors of
+// Open.
 //
-// Internal snapshots stay as they are. Persistent bitmaps are removed, because they would no longer describe the disk.
+// Leaked clusters are given back. Internal snapshots stay as they are. Persistent bitmaps are removed, because they would no longer describe the disk.
 func OpenPatch(f File, fileSize int64, o Options) (*Writer, error) {
 	src := section{f, fileSize}
 	h, err := readHeader(src)
@@ -187,8 +188,8 @@ func OpenPatch(f File, fileSize int64, o Options) (*Writer, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(r.Faults) > 0 {
-		return refuse("%d faults, the first: %s", r.Total, r.Faults[0])
+	if r.Total > len(r.unused) {
+		return refuse("%d faults, the first: %s", r.Total, r.firstFault())
 	}
 	if r.sharedInside {
 		return refuse("one cluster stands for several guest clusters")
@@ -199,6 +200,12 @@ func OpenPatch(f File, fileSize int64, o Options) (*Writer, error) {
 	}
 	if w.rt, err = readTable(zeroExtended{src}, int64(h.rtOff), int(int64(h.rtClusters)<<w.cb/8)); err != nil {
 		return nil, fmt.Errorf("reading the refcount table: %w", err)
+	}
+	// Clusters that leaked, as an unclean end of QEMU leaves them, are given back: the output of a bake should be faultless.
+	for _, c := range r.unused {
+		if err := w.clearRefcount(c); err != nil {
+			return nil, err
+		}
 	}
 	h.autoclear &= autoclearBitmaps
 	if err := w.dropBitmaps(); err != nil {

@@ -182,3 +182,32 @@ func TestCreateRandom(t *testing.T) {
 		})
 	}
 }
+
+// TestDeterministic makes the same writes twice and demands the same files.
+func TestDeterministic(t *testing.T) {
+	for _, o := range []CreateOptions{{}, {ClusterSize: 512}, {Compression: "zlib"}, {Compression: "zstd"}, {ExtendedL2: true, ClusterSize: 16384}} {
+		seed := rand.Uint64()
+		var first []byte
+		for i := range 3 {
+			rng := rand.New(rand.NewPCG(seed, 0))
+			f := new(memFile)
+			size := 64<<10 + rng.Int64N(20<<20)
+			w, err := Create(f, size, o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			model := make([]byte, w.Size())
+			for range 5 {
+				randomWrites(t, rng, w, model)
+			}
+			if err := w.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if i == 0 {
+				first = f.b
+			} else if at := firstDiff(first, f.b); at >= 0 {
+				t.Fatalf("%+v, seed %d: files differ at %#x", o, seed, at)
+			}
+		}
+	}
+}
