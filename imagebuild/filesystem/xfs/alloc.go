@@ -485,6 +485,9 @@ func (w *Writer) newChunk(g *group) (bool, error) {
 		g.inobtPaid = grown
 	}
 	w.own(sb.fsb(g.no, s.start), s.n, ownInodes, 0)
+	if err := w.trimInodes(); err != nil {
+		return false, err
+	}
 	w.freshInodes(sb.fsb(g.no, s.start), s.n)
 	return true, nil
 }

@@ -284,7 +284,7 @@ func (w *Writer) generation(ino uint64) uint32 {
 }
 
 func (w *Writer) trimInodes() error {
-	if len(w.inodes)<<w.sb.blockLog < inodeCacheSize {
+	if w.counting || len(w.inodes)<<w.sb.blockLog < inodeCacheSize {
 		return nil
 	}
 	return w.flushInodes()
