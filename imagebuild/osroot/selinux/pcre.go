@@ -20,9 +20,11 @@ func translate(p string) (translated, error) {
 	depth := 0
 	// quantifier says that the last item was one, which "+" would make possessive.
 	quantifier := false
+	// repeatable says that the last item may have a quantifier: PCRE has none for an assertion or for nothing.
+	repeatable := false
 	for i := 0; i < len(p); i++ {
-		wasQuantifier := quantifier
-		quantifier = false
+		wasQuantifier, wasRepeatable := quantifier, repeatable
+		quantifier, repeatable = false, true
 		switch c := p[i]; c {
 		case '\\':
 			s, n, err := escape(p[i:], false)
@@ -30,6 +32,7 @@ func translate(p string) (translated, error) {
 				return t, err
 			}
 			out.WriteString(s)
+			repeatable = n != 2 || strings.IndexByte("AzbB", p[i+1]) < 0
 			i += n - 1
 		case '[':
 			s, n, err := class(p[i:])
@@ -43,6 +46,7 @@ func translate(p string) (translated, error) {
 				return t, fmt.Errorf("the construct %q of PCRE is not supported", clip(p[i:min(len(p), i+4)]))
 			}
 			depth++
+			repeatable = false
 			// Nothing asks what a group matched.
 			out.WriteString("(?:")
 			if strings.HasPrefix(p[i:], "(?:") {
@@ -57,8 +61,15 @@ func translate(p string) (translated, error) {
 			if depth == 0 {
 				t.topLevel = true
 			}
+			repeatable = false
+			out.WriteByte(c)
+		case '^', '$':
+			repeatable = false
 			out.WriteByte(c)
 		case '*', '+', '?':
+			if !wasRepeatable {
+				return t, fmt.Errorf("there is nothing that %q could repeat", c)
+			}
 			if wasQuantifier && c == '+' {
 				return t, fmt.Errorf("possessive quantifiers of PCRE are not supported")
 			}
@@ -73,6 +84,9 @@ func translate(p string) (translated, error) {
 				}
 				out.WriteString(`\{`)
 				break
+			}
+			if !wasRepeatable {
+				return t, fmt.Errorf("there is nothing that %q could repeat", p[i:i+n])
 			}
 			out.WriteString(p[i : i+n])
 			i += n - 1

@@ -271,7 +271,7 @@ func TestPatterns(t *testing.T) {
 
 func TestRefusedPatterns(t *testing.T) {
 	for _, pattern := range []string{`/a/b(?=c).*`, `/a/b(?!c).*`, `/a/b(?<=c)`, `/a/b(?>c)`, `/a/b(?i)c`, `/a/b.*+`, `/a/b.++`, `/a/bx{2}+`, `/a/b(c)\1`,
-		`/a/b\hc`, `/a/b\Qc\E`, `/a/b(*FAIL)`, `/a/b[\b]`, `/a/b[[.x.]]`, `/a/b[c`, `/a/b(c`, `/a/bc)`, `/a/b{,3}`, `/a/bx{2000}`, `/a/b\`, `/a/b(?#x)`, `/a/b**`, `/a/b((x{999}){999}){9}`} {
+		`/a/b\hc`, `/a/b\Qc\E`, `/a/b(*FAIL)`, `/a/b[\b]`, `/a/b[[.x.]]`, `/a/b[c`, `/a/b(c`, `/a/bc)`, `/a/b{,3}`, `/a/bx{2000}`, `/a/b\`, `/a/b(?#x)`, `/a/b(|*c)`, `/a/b^+`, `/a/b\b?`, `/a/b**`, `/a/b((x{999}){999}){9}`} {
 		p := load(t, with("/.* any_t\n/a/.* below_t\n"+pattern+" found_t\n/a/bb/.* above_t\n/a/b/exact exact_t\n"))
 		w := p.Warnings()
 		if len(w) != 1 || !strings.Contains(w[0], "file_contexts line 3") {
