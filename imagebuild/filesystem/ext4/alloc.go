@@ -1,8 +1,10 @@
 package ext4
 
 import (
+	"cmp"
 	"fmt"
 	"math/bits"
+	"slices"
 )
 
 // groupState is what a Writer knows of a group whose bitmaps it has changed.
@@ -29,6 +31,8 @@ type allocator struct {
 	space   Space
 	grabbed []extent // runs taken since the current operation began; log is unused
 
+	meta []metaRange // where the filesystem's own structures are, sorted
+
 	peek      []byte // bitmap of a group that has not been changed
 	peekGroup int64
 
@@ -43,6 +47,7 @@ func (w *Writer) initAllocator() {
 	for g := range f.groups {
 		a.longest[g] = f.descCount(g, gdFreeBlocksLo, gdFreeBlocksHi)
 	}
+	a.meta = f.metaRanges()
 	free, inodes := f.freeTotals()
 	a.left = max(0, free-max(0, f.reserved()))
 	a.leftIno = inodes
@@ -50,6 +55,57 @@ func (w *Writer) initAllocator() {
 	a.peekGroup = -1
 	a.cursor = f.first
 	a.space = Space{BlockSize: f.bs, FreeBlocks: a.left, FreeInodes: inodes}
+}
+
+// metaRange is a run of blocks that no file may have.
+type metaRange struct{ at, end int64 }
+
+// metaRanges lists the bitmaps and inode tables of all groups, neighbours merged.
+func (f *FS) metaRanges() []metaRange {
+	var all []metaRange
+	// With flex_bg each kind of structure follows the one of the group before, without it they follow each other.
+	last := [4]int{-1, -1, -1, -1}
+	add := func(kind int, at, n int64) {
+		for _, k := range last {
+			if k >= 0 && all[k].end == at {
+				all[k].end += n
+				last[kind] = k
+				return
+			}
+		}
+		if n > 0 {
+			last[kind] = len(all)
+			all = append(all, metaRange{at, at + n})
+		}
+	}
+	for g := range f.groups {
+		add(0, f.groupStart(g), f.baseMeta(g))
+		add(1, f.descBlockNo(g, gdBlockBitmapLo, gdBlockBitmapHi), 1)
+		add(2, f.descBlockNo(g, gdInodeBitmapLo, gdInodeBitmapHi), 1)
+		add(3, f.descBlockNo(g, gdInodeTableLo, gdInodeTableHi), f.itableBlocks())
+	}
+	slices.SortFunc(all, func(a, b metaRange) int { return cmp.Compare(a.at, b.at) })
+	out := all[:0]
+	for _, m := range all {
+		if k := len(out) - 1; k >= 0 && m.at <= out[k].end {
+			out[k].end = max(out[k].end, m.end)
+		} else {
+			out = append(out, m)
+		}
+	}
+	return slices.Clone(out)
+}
+
+// eachMeta calls do for every part of a metaRange in the n blocks from start on.
+func (a *allocator) eachMeta(start, n int64, do func(at, n int64) error) error {
+	i, _ := slices.BinarySearchFunc(a.meta, start, func(m metaRange, s int64) int { return cmp.Compare(m.end-1, s) })
+	for ; i < len(a.meta) && a.meta[i].at < start+n; i++ {
+		lo, hi := max(a.meta[i].at, start), min(a.meta[i].end, start+n)
+		if err := do(lo, hi-lo); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // wordAt is word i of a bitmap; bitmaps are whole blocks.
@@ -206,6 +262,16 @@ func (w *Writer) look(g uint32) ([]byte, error) {
 		}
 		w.peekGroup = -1
 		if err := w.readBlockBitmap(g, w.peek); err != nil {
+			return nil, err
+		}
+		start := w.groupStart(g)
+		err := w.eachMeta(start, w.groupLen(g), func(at, n int64) error {
+			if nextBit(w.peek, at-start, at-start+n, false) != at-start+n {
+				return corrupt("block bitmap of group %d has bitmaps or inode tables among its free blocks", g)
+			}
+			return nil
+		})
+		if err != nil {
 			return nil, err
 		}
 		w.peekGroup = int64(g)
@@ -397,6 +463,11 @@ func (w *Writer) free(phys, n int64) error {
 		}
 		if nextBit(s.blocks, at, at+k, false) != at+k {
 			return corrupt("block %d is freed but not in use", phys)
+		}
+		if err := w.eachMeta(phys, k, func(at, _ int64) error {
+			return corrupt("block %d belongs to a file and to the filesystem's own structures", at)
+		}); err != nil {
+			return err
 		}
 		clearBits(s.blocks, at, k)
 		free := w.descCount(g, gdFreeBlocksLo, gdFreeBlocksHi) + uint32(k)

@@ -15,7 +15,11 @@
 //
 // Written: extents and (where the filesystem has no extents) indirect maps, linear and hashed folders,
 // attributes in the inode and in one attribute block, all file types, 1 to 64 KiB blocks.
-// Read only, never written: bigalloc, quota, verity files, inline data (an inline folder that changes becomes a normal one),
-// attributes in inodes of their own (ea_inode). Refused: a journal that must be replayed, external journals, compression,
-// changes to encrypted or case-folding folders.
+//
+// Read, but not written: bigalloc, filesystems with quota (their accounting would go stale), shared_blocks, the
+// value inodes of ea_inode. Inline data is read; an inline folder that changes becomes an ordinary one. Refused
+// altogether: a journal that must be replayed, journal devices, compression. Encrypted and case-folding folders
+// are refused where they would be changed; the rest of such a filesystem is writable.
+//
+// Blocks that the superblock reserves for root stay free, as they would for anybody but root.
 package ext4

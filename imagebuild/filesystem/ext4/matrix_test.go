@@ -51,7 +51,7 @@ var forms = []form{
 	{name: "sparse_super2", size: "300M", args: "-O sparse_super2 -G 4 -N 20000", many: 5000},
 	{name: "no-sparse_super", size: "300M", args: "-O ^sparse_super,^resize_inode,^flex_bg -N 20000", many: 5000},
 	{name: "small", size: "8M", args: "-b 1024 -m 0 -N 1800", many: 300},
-	{name: "no-journal-full", size: "64M", args: "-O ^has_journal -m 0 -N 12000", many: 2000, fill: 60},
+	{name: "no-journal-full", size: "64M", args: "-O ^has_journal -m 0 -N 12000", many: 2000, fill: 96},
 	{name: "no-hash_seed", size: "64M", args: "-E hash_seed=00000000-0000-0000-0000-000000000000 -N 12000", many: 3000},
 	{name: "legacy-hash", size: "64M", args: "-N 12000", many: 3000, tune: "set_super_value def_hash_version legacy"},
 	{name: "tea-unsigned", size: "64M", args: "-N 12000", many: 3000, tune: "set_super_value def_hash_version tea\nset_super_value flags 2"},
@@ -120,7 +120,7 @@ func age(t testing.TB, dir string, f form) {
 	must(os.Mkdir(filepath.Join(dir, "gaps"), 0o755))
 	n := 0
 	for total > 0 && n < 400 {
-		size := 1 + r.IntN(max(4096, min(total, 120000)))
+		size := 1 + r.IntN(max(4096, min(total, 120000+4000*f.fill)))
 		must(os.WriteFile(filepath.Join(dir, "gaps", fmt.Sprint(n)), content(uint64(n), size), 0o644))
 		total -= size
 		n++

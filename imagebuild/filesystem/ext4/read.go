@@ -124,23 +124,48 @@ func inodeTime(raw []byte, off, x int) time.Time {
 	return time.Unix(sec, nsec).UTC()
 }
 
-// lookup finds the inode of a cleaned path.
-func (f *FS) lookup(clean string) (uint32, error) {
-	ino := uint32(rootInode)
-	for rest := clean; rest != ""; {
+// folderAt finds the directory with a cleaned path. Every directory on the way must name the one before it as its
+// parent, so that a path through a cycle of directories, which would have no end, is an error.
+func (f *FS) folderAt(clean string) (*folder, error) {
+	d, err := f.folder(rootInode)
+	for rest := clean; rest != "" && err == nil; {
 		part, next, _ := strings.Cut(rest, "/")
-		d, err := f.folder(ino)
-		if err != nil {
-			return 0, err
-		}
 		at := d.find(part)
 		if at < 0 {
-			return 0, fs.ErrNotExist
+			return nil, fs.ErrNotExist
 		}
-		ino = d.entryInode(at)
+		above := d.ino
+		if d, err = f.folder(d.entryInode(at)); err == nil && d.parent != above {
+			return nil, corrupt("directory inode %d is in %d, but its parent is %d", d.ino, above, d.parent)
+		}
 		rest = next
 	}
-	return ino, nil
+	return d, err
+}
+
+// splitName cuts a cleaned path before its last component.
+func splitName(clean string) (dir, base string) {
+	if i := strings.LastIndexByte(clean, '/'); i >= 0 {
+		return clean[:i], clean[i+1:]
+	}
+	return "", clean
+}
+
+// lookup finds the inode of a cleaned path.
+func (f *FS) lookup(clean string) (uint32, error) {
+	if clean == "" {
+		return rootInode, nil
+	}
+	dir, base := splitName(clean)
+	d, err := f.folderAt(dir)
+	if err != nil {
+		return 0, err
+	}
+	at := d.find(base)
+	if at < 0 {
+		return 0, fs.ErrNotExist
+	}
+	return d.entryInode(at), nil
 }
 
 // folder returns the parsed entries of the directory ino, and syscall.ENOTDIR if it is no directory.
@@ -304,11 +329,7 @@ func (f *FS) ReadDir(name string) ([]string, error) {
 	if err != nil {
 		return nil, pathErr("readdir", name, err)
 	}
-	ino, err := f.lookup(clean)
-	if err != nil {
-		return nil, pathErr("readdir", name, err)
-	}
-	d, err := f.folder(ino)
+	d, err := f.folderAt(clean)
 	if err != nil {
 		return nil, pathErr("readdir", name, err)
 	}

@@ -267,6 +267,76 @@ func TestProtectedFolders(t *testing.T) {
 	}
 }
 
+// TestCycle makes a directory an entry of itself, and of another one: no path through it may have no end.
+func TestCycle(t *testing.T) {
+	m := base(t, "plain")
+	w, err := OpenWriter(m, int64(len(m)), Options{Now: testNow})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"a", "a/b", "a/b/c", "a/b/other"} {
+		if err := w.Add(&tar.Header{Name: name, Typeflag: tar.TypeDir}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	inos := map[string]uint32{}
+	for _, name := range []string{"a", "a/b", "a/b/c", "a/b/other"} {
+		if inos[name], err = w.lookup(name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Commit(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	for _, target := range []string{"a", "a/b", "a/b/c"} {
+		bad := memory(bytes.Clone(m))
+		// The entry "other" of a/b: inode, length, name length, type, name.
+		at := bytes.Index(bad, []byte("\x05\x02other")) - 6
+		le.PutUint32(bad[at:], inos[target])
+		f, err := Open(bad, int64(len(bad)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = f.ReadDir("a/b/other")
+		if target == "a/b/c" {
+			// Two names of one directory in the same parent: wrong, but it ends.
+			if err != nil {
+				t.Error(err)
+			}
+			continue
+		}
+		if !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), "its parent is") {
+			t.Errorf("%s: %v", target, err)
+		}
+		if _, err := f.Stat("a/b/other/b"); !errors.Is(err, ErrCorrupt) {
+			t.Errorf("%s: %v", target, err)
+		}
+	}
+}
+
+// TestMetadataNotFree clears the inode table's bits in the block bitmap, where no checksum tells.
+func TestMetadataNotFree(t *testing.T) {
+	m := base(t, "plain")
+	f, err := Open(m, int64(len(m)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	table := f.descBlockNo(0, gdInodeTableLo, gdInodeTableHi)
+	bit := table - f.first
+	m[f.descBlockNo(0, gdBlockBitmapLo, gdBlockBitmapHi)*1024+bit/8] &^= 1 << (bit % 8)
+	d := m[2048:]
+	le.PutUint16(d[gdFreeBlocksLo:], le.Uint16(d[gdFreeBlocksLo:])+1)
+	le.PutUint16(d[gdChecksum:], f.descSum(0, d[:f.dsize]))
+	w, err := OpenWriter(m, int64(len(m)), Options{Now: testNow})
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = w.Add(&tar.Header{Name: "x", Typeflag: tar.TypeReg, Size: 1}, strings.NewReader("x"))
+	if !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), "inode tables among its free blocks") {
+		t.Error(err)
+	}
+}
+
 type brokenDevice struct {
 	memory
 	left int

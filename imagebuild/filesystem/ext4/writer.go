@@ -35,7 +35,7 @@ type Space struct {
 }
 
 // NoSpaceError says how much was needed in all and how much was free. It matches [ErrNoSpace].
-type NoSpaceError struct{ Space Space }
+type NoSpaceError struct{ Space }
 
 func (e *NoSpaceError) Error() string {
 	s := e.Space
@@ -159,18 +159,11 @@ func (w *Writer) ready() error {
 
 // parent finds the folder that holds clean's last component.
 func (w *Writer) parent(clean string) (*folder, string, error) {
-	dir, base := "", clean
-	if i := strings.LastIndexByte(clean, '/'); i >= 0 {
-		dir, base = clean[:i], clean[i+1:]
-	}
+	dir, base := splitName(clean)
 	if w.lastFolder != nil && w.lastFolder.pinned && w.lastDir == dir {
 		return w.lastFolder, base, nil
 	}
-	ino, err := w.lookup(dir)
-	if err != nil {
-		return nil, "", err
-	}
-	d, err := w.folder(ino)
+	d, err := w.folderAt(dir)
 	if err != nil {
 		return nil, "", err
 	}
