@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"math/bits"
 	"slices"
 )
@@ -242,7 +241,7 @@ func (w *Writer) planGroup(g *group) (*groupPlan, error) {
 	for taken := p.total(); ; {
 		var ok bool
 		if p.pieces, p.free, ok = pick(g.free, uint32(taken)); !ok {
-			return nil, fmt.Errorf("%w: no %d blocks for the trees of group %d", ErrNoSpace, taken, g.no)
+			return nil, w.treesMissing(g, taken)
 		}
 		size(len(p.free), len(rmaps)+len(p.pieces)+2)
 		need := p.total()
@@ -257,6 +256,16 @@ func (w *Writer) planGroup(g *group) (*groupPlan, error) {
 		slices.SortFunc(p.rmaps, cmpRmap)
 	}
 	return p, nil
+}
+
+// treesMissing reports a group that has no room for its own trees, which the budget is there to prevent.
+func (w *Writer) treesMissing(g *group, need int) error {
+	s := w.Space()
+	for _, f := range g.free {
+		need -= int(f.n)
+	}
+	s.NeedBlocks = max(s.NeedBlocks, s.FreeBlocks+int64(need))
+	return &NoSpaceError{s}
 }
 
 // chunksWithFree are the inode chunks that the free inode tree lists.

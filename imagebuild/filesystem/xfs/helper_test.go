@@ -16,6 +16,7 @@ import (
 	"sort"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -195,16 +196,22 @@ func (r record) String() string {
 
 type tree map[string]record
 
+var hashBuffers = sync.Pool{New: func() any { b := make([]byte, 256<<10); return &b }}
+
 func hash(r io.Reader) string {
 	h := sha256.New()
-	if _, err := io.CopyBuffer(h, r, make([]byte, 1<<20)); err != nil {
+	b := hashBuffers.Get().(*[]byte)
+	defer hashBuffers.Put(b)
+	if _, err := io.CopyBuffer(struct{ io.Writer }{h}, struct{ io.Reader }{r}, *b); err != nil {
 		return err.Error()
 	}
 	return string(h.Sum(nil))
 }
 
 func kernelXattrs(t testing.TB, path string) map[string]string {
-	buf := make([]byte, 1<<17)
+	b := hashBuffers.Get().(*[]byte)
+	defer hashBuffers.Put(b)
+	buf, v := (*b)[:1<<17], (*b)[1<<17:]
 	n, err := llistxattr(path, buf)
 	if err != nil {
 		t.Fatalf("listxattr %s: %v", path, err)
@@ -214,7 +221,6 @@ func kernelXattrs(t testing.TB, path string) map[string]string {
 		if k == "" || strings.HasPrefix(k, "trusted.SGI_ACL_") {
 			continue
 		}
-		v := make([]byte, 1<<17)
 		m, err := lgetxattr(path, k, v)
 		if err != nil {
 			t.Fatalf("getxattr %s %s: %v", path, k, err)
