@@ -90,6 +90,7 @@ func (w *Writer) commitFolders(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		w.modern(in)
 		if !d.explicit {
 			in.mtime = in.stamp(w.o.Now)
 			in.ctime = in.mtime

@@ -1,6 +1,10 @@
 package xfs
 
-import "bytes"
+import (
+	"bytes"
+	"cmp"
+	"slices"
+)
 
 // loadFolder reads every entry of a folder, whatever its form.
 func (fs *FS) loadFolder(in *inode) (*folder, error) {
@@ -15,6 +19,14 @@ func (fs *FS) loadFolder(in *inode) (*folder, error) {
 	bs, dbs := uint64(fs.sb.blockSize), uint64(fs.sb.dirBlock)
 	if in.size == 0 || in.size%dbs != 0 || in.size > maxDirSpace {
 		return nil, corrupt("inode %d: folder of %d bytes", in.ino, in.size)
+	}
+	// A folder never maps a block twice. This bounds what is read by what is there.
+	byStart := slices.Clone(exts)
+	slices.SortFunc(byStart, func(a, b extent) int { return cmp.Compare(a.start, b.start) })
+	for i := 1; i < len(byStart); i++ {
+		if p := byStart[i-1]; p.start+uint64(p.n) > byStart[i].start {
+			return nil, corrupt("inode %d: folder maps block %#x twice", in.ino, byStart[i].start)
+		}
 	}
 	oneBlock := in.size == dbs
 	buf := make([]byte, dbs)

@@ -315,3 +315,21 @@ func TestLargeFolder(t *testing.T) {
 		t.Errorf("%d names, %v", len(names), err)
 	}
 }
+
+// TestUpgraded changes inodes from before features were added.
+func TestUpgraded(t *testing.T) {
+	needKernel(t)
+	img := mkfs(t, 320<<20, "-m", "bigtime=0,inobtcount=0")
+	want := tree{}
+	mounted(t, img, "rw", func(dir string) {
+		age(t, dir, rand.New(rand.NewSource(4)), 300, true, false)
+	})
+	run(t, "xfs_admin", "-O", "bigtime=1,inobtcount=1,nrext64=1", img)
+	mounted(t, img, "ro", func(dir string) { want = kernelTree(t, dir) })
+	w := openWriter(t, img)
+	bake(t, w, want, rand.New(rand.NewSource(5)), 300)
+	commit(t, w)
+	repairClean(t, img)
+	mounted(t, img, "rw", func(dir string) { sameTree(t, "written", kernelTree(t, dir), want) })
+	repairClean(t, img)
+}

@@ -396,6 +396,19 @@ func xattrsOf(h *tar.Header) ([]attr, error) {
 	return out, nil
 }
 
+// modern gives an inode from before an upgrade the wider times that the filesystem has now, as the kernel does when it
+// changes one.
+func (w *Writer) modern(in *inode) {
+	if w.sb.inc&incBigtime == 0 || in.flags2&flag2Bigtime != 0 {
+		return
+	}
+	for _, p := range []*uint64{&in.atime, &in.mtime, &in.ctime, &in.crtime} {
+		wide := inode{flags2: flag2Bigtime}
+		*p = wide.stamp(in.time(*p))
+	}
+	in.flags2 |= flag2Bigtime
+}
+
 func (w *Writer) newInode(d *folder, mode uint16) *inode {
 	in := &inode{mode: mode, nlink: 1, changeCount: 1, format: fmtDev, aformat: fmtExtents}
 	if mode == modeReg || mode == modeDir || mode == modeLnk {
@@ -674,6 +687,7 @@ func (w *Writer) link(d *folder, base string, h *tar.Header) error {
 	if in.nlink >= maxLinks {
 		return pathErr("link", h.Linkname, syscall.EMLINK)
 	}
+	w.modern(in)
 	in.nlink++
 	in.changeCount++
 	in.ctime = in.stamp(w.o.Now)
@@ -690,6 +704,7 @@ func (w *Writer) setFolder(d *folder, h *tar.Header, attrs []attr) error {
 	if err != nil {
 		return err
 	}
+	w.modern(in)
 	if err := w.setAttrs(in, h); err != nil {
 		return err
 	}
@@ -746,6 +761,7 @@ func (w *Writer) unlink(ino uint64) error {
 		return err
 	}
 	if in.nlink > 1 {
+		w.modern(in)
 		in.nlink--
 		in.changeCount++
 		in.ctime = in.stamp(w.o.Now)
