@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	_ "embed"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -32,6 +33,9 @@ func TestMain(m *testing.M) {
 	// containers/storage starts the test binary again under other names to unpack layers.
 	if reexec.Init() {
 		return
+	}
+	if into := os.Getenv(measureInto); into != "" {
+		os.Exit(measure(into))
 	}
 	// Mounts belong to a mount namespace of this run: however the run ends, the kernel takes them
 	// and their loop devices away with it.
@@ -174,6 +178,42 @@ func run(t testing.TB, name string, args ...string) string {
 		t.Fatalf("%s", o)
 	}
 	return o.stdout
+}
+
+// measureInto names a file. With it set, the test binary runs its arguments and writes there what they used.
+//
+// What wait4 says of a child's peak memory counts the parent's at the time of the fork, too, so the parent of
+// a program that is measured must be small, and a test that has read images is not.
+const measureInto = "NODEBAKE_TEST_MEASURE_INTO"
+
+func measure(into string) int {
+	cmd := exec.Command(os.Args[1], os.Args[2:]...)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	cmd.Run()
+	if cmd.ProcessState == nil {
+		return 127
+	}
+	raw, err := json.Marshal(cmd.ProcessState.SysUsage())
+	if err == nil {
+		err = os.WriteFile(into, raw, 0o644)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 127
+	}
+	return cmd.ProcessState.ExitCode()
+}
+
+// measured is command for a program whose memory and CPU time matter.
+func measured(t testing.TB, name string, args ...string) outcome {
+	t.Helper()
+	self, err := os.Executable()
+	check(t, err)
+	into := tempDir(t) + "/usage"
+	o := command(t, []string{measureInto + "=" + into}, self, append([]string{name}, args...)...)
+	o.usage = new(syscall.Rusage)
+	readJSON(t, into, o.usage)
+	return o
 }
 
 var product = sync.OnceValues(func() (string, error) {

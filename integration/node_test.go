@@ -62,7 +62,9 @@ func theNode(t testing.TB) *bakedNode {
 		n.byHand = true
 		bakeByHand(t, base.disk, nodeRoot, n.out, archives...)
 	} else {
-		n.build = baked(t, args...)
+		if n.build = measured(t, productPath(t), append([]string{"build"}, args...)...); n.build.code != 0 {
+			t.Fatalf("%s", n.build)
+		}
 		t.Logf("baked %d images: %.1fs, peak %d MiB", len(checked), n.build.took.Seconds(), n.build.usage.Maxrss>>10)
 	}
 	n.raw = rawOf(t, dir, n.out)

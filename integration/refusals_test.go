@@ -307,7 +307,7 @@ func TestHostileImages(t *testing.T) {
 			dir := tempDir(t)
 			check(t, writeLayout(dir+"/image", "localhost/hostile:1", "amd64", layer{tar: honest}, c.layer))
 			out := dir + "/out.raw"
-			o := nodebake(t, "build", "--base", smallBase(t), "--image", "oci-archive:"+images["hello"].ociArchive, "--image", "oci:"+dir+"/image", "--output", out)
+			o := measured(t, productPath(t), "build", "--base", smallBase(t), "--image", "oci-archive:"+images["hello"].ociArchive, "--image", "oci:"+dir+"/image", "--output", out)
 			if o.code != exitFailed && !(o.code == exitNoSpace && strings.Contains(c.name, "bomb")) {
 				t.Errorf("must be refused\n%s", o)
 			}
