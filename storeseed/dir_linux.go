@@ -340,14 +340,14 @@ func (d *DirFS) Replace(h *tar.Header, r io.Reader) error {
 	const tmp = ".storeseed-new"
 	c := *h
 	c.Name = strings.TrimPrefix(parentOf(strings.Trim(h.Name, "/"))+"/"+tmp, "/")
-	if err := d.create(fd, tmp, &c, r); err != nil {
-		unix.Unlinkat(fd, tmp, 0)
-		return err
+	err = d.create(fd, tmp, &c, r)
+	if err == nil {
+		if err = unix.Renameat(fd, tmp, fd, base); err != nil {
+			unix.Unlinkat(fd, tmp, 0)
+			err = &fs.PathError{Op: "rename", Path: h.Name, Err: err}
+		}
 	}
-	if err := unix.Renameat(fd, tmp, fd, base); err != nil {
-		return &fs.PathError{Op: "rename", Path: h.Name, Err: err}
-	}
-	return restore()
+	return errors.Join(err, restore())
 }
 
 // Add implements FS.
@@ -365,13 +365,11 @@ func (d *DirFS) Add(h *tar.Header, r io.Reader) error {
 	if err != nil {
 		return &fs.PathError{Op: "add", Path: h.Name, Err: err}
 	}
-	if err := d.create(fd, base, h, r); err != nil {
+	err = d.create(fd, base, h, r)
+	if base == "." {
 		return err
 	}
-	if base == "." {
-		return nil
-	}
-	return restore()
+	return errors.Join(err, restore())
 }
 
 func (d *DirFS) link(h *tar.Header) error {
@@ -406,15 +404,26 @@ func (d *DirFS) link(h *tar.Header) error {
 	return restore()
 }
 
-func (d *DirFS) create(fd int, base string, h *tar.Header, r io.Reader) error {
+// create leaves nothing behind when it fails.
+func (d *DirFS) create(fd int, base string, h *tar.Header, r io.Reader) (err error) {
 	fail := func(op string, err error) error { return &fs.PathError{Op: op, Path: h.Name, Err: err} }
-	over := false
+	made, over := false, false
+	defer func() {
+		if err != nil && made {
+			flags := 0
+			if h.Typeflag == tar.TypeDir {
+				flags = unix.AT_REMOVEDIR
+			}
+			unix.Unlinkat(fd, base, flags)
+		}
+	}()
 	switch h.Typeflag {
 	case tar.TypeReg:
 		n, err := unix.Openat(fd, base, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 		if err != nil {
 			return fail("create", err)
 		}
+		made = true
 		f := os.NewFile(uintptr(n), h.Name)
 		if h.Size > 0 {
 			if d.buf == nil {
@@ -450,10 +459,12 @@ func (d *DirFS) create(fd int, base string, h *tar.Header, r io.Reader) error {
 		if err != nil {
 			return fail("mkdir", err)
 		}
+		made = !over
 	case tar.TypeSymlink:
 		if err := unix.Symlinkat(h.Linkname, fd, base); err != nil {
 			return fail("symlink", err)
 		}
+		made = true
 	case tar.TypeChar, tar.TypeBlock, tar.TypeFifo:
 		mode := map[byte]uint32{tar.TypeChar: unix.S_IFCHR, tar.TypeBlock: unix.S_IFBLK, tar.TypeFifo: unix.S_IFIFO}[h.Typeflag]
 		dev := 0
@@ -463,6 +474,7 @@ func (d *DirFS) create(fd int, base string, h *tar.Header, r io.Reader) error {
 		if err := unix.Mknodat(fd, base, mode|0o600, dev); err != nil {
 			return fail("mknod", err)
 		}
+		made = true
 	default:
 		return fail("create", fmt.Errorf("type %q: %w", h.Typeflag, errors.ErrUnsupported))
 	}

@@ -62,5 +62,5 @@ func ExampleParseReference() {
 	// Output:
 	// docker //quay.io/prometheus/node-exporter:v1.8.2
 	// [quay.io/prometheus/node-exporter:v1.8.2]
-	// image "docker-daemon:alpine:3": unsupported transport "docker-daemon": save the image to a file and name it with docker-archive: or oci-archive:
+	// image "docker-daemon:alpine:3": unsupported transport "docker-daemon": save the image to a file first, and give that as oci-archive:FILE
 }

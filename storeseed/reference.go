@@ -86,7 +86,7 @@ func parseReference(sys *types.SystemContext, s string) (types.ImageReference, [
 		}
 		return ref, names, nil
 	case "docker-daemon", "atomic", "ostree", "sif", "tarball", "openshift":
-		return nil, nil, fmt.Errorf("%w %q: save the image to a file and name it with docker-archive: or oci-archive:", ErrUnsupportedTransport, kind)
+		return nil, nil, fmt.Errorf("%w %q: save the image to a file first, and give that as oci-archive:FILE", ErrUnsupportedTransport, kind)
 	}
 	if strings.HasPrefix(rest, "//") {
 		return nil, nil, fmt.Errorf("%w %q", ErrUnsupportedTransport, kind)
