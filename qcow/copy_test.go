@@ -117,7 +117,7 @@ func (f failing) ReadAt(p []byte, off int64) (int, error) {
 
 func TestCopyStops(t *testing.T) {
 	disk := &memFile{b: bytes.Repeat([]byte("x"), 64<<20)}
-	err := Copy(context.Background(), new(memFile), failing{disk, 20 << 20}, CopyOptions{})
+	err := Copy(context.Background(), null{}, failing{disk, 20 << 20}, CopyOptions{})
 	if !errors.Is(err, errDisk) {
 		t.Errorf("failing source: %v", err)
 	}
