@@ -6,8 +6,16 @@ import (
 	"slices"
 )
 
+// dirIndex collects, for Check, what a folder's index should hold.
+type dirIndex struct {
+	leaf  []leafEnt
+	bests map[uint64]uint16 // longest free run of each data block
+}
+
 // loadFolder reads every entry of a folder, whatever its form.
-func (fs *FS) loadFolder(in *inode) (*folder, error) {
+func (fs *FS) loadFolder(in *inode) (*folder, error) { return fs.loadFolderIndex(in, nil) }
+
+func (fs *FS) loadFolderIndex(in *inode, idx *dirIndex) (*folder, error) {
 	d := &folder{ino: in.ino, ci: fs.sb.versionnum&vbitBorg != 0, inherit: inheritedFrom(in)}
 	if in.format == fmtLocal {
 		return d, fs.loadShort(d, in)
@@ -45,7 +53,7 @@ func (fs *FS) loadFolder(in *inode) (*folder, error) {
 			if !ok {
 				return nil, corrupt("inode %d: folder block %d is mapped in part", in.ino, b)
 			}
-			if err := fs.loadDirBlock(d, in, buf, fsb, oneBlock); err != nil {
+			if err := fs.loadDirBlock(d, in, buf, fsb, b, oneBlock, idx); err != nil {
 				return nil, err
 			}
 		}
@@ -124,7 +132,7 @@ func (fs *FS) addLoaded(d *folder, name []byte, ino uint64, ftype byte) error {
 // dirEntSize is the space of an entry in a data block.
 func (fs *FS) dirEntSize(nameLen int) int { return (8 + 1 + nameLen + fs.ftypeSize() + 2 + 7) &^ 7 }
 
-func (fs *FS) loadDirBlock(d *folder, in *inode, b []byte, fsb uint64, oneBlock bool) error {
+func (fs *FS) loadDirBlock(d *folder, in *inode, b []byte, fsb, blk uint64, oneBlock bool, idx *dirIndex) error {
 	magic := be.Uint32(b)
 	end := len(b)
 	switch {
@@ -145,6 +153,7 @@ func (fs *FS) loadDirBlock(d *folder, in *inode, b []byte, fsb uint64, oneBlock 
 		return err
 	}
 	ft := fs.ftypeSize()
+	best := 0
 	for p := d3Hdr; p < end; {
 		if p+8 > end {
 			return corrupt("inode %d: folder block %#x: entry at %d runs over", in.ino, fsb, p)
@@ -154,6 +163,7 @@ func (fs *FS) loadDirBlock(d *folder, in *inode, b []byte, fsb uint64, oneBlock 
 			if n < 8 || n%8 != 0 || p+n > end {
 				return corrupt("inode %d: folder block %#x: unused space of %d bytes at %d", in.ino, fsb, n, p)
 			}
+			best = max(best, n)
 			p += n
 			continue
 		}
@@ -166,6 +176,9 @@ func (fs *FS) loadDirBlock(d *folder, in *inode, b []byte, fsb uint64, oneBlock 
 			return corrupt("inode %d: folder block %#x: entry at %d is broken", in.ino, fsb, p)
 		}
 		name := b[p+9 : p+9+nl]
+		if idx != nil {
+			idx.leaf = append(idx.leaf, leafEnt{dirHash(name, d.ci), uint32((blk*uint64(len(b)) + uint64(p)) >> 3)})
+		}
 		var t byte
 		if ft == 1 {
 			t = b[p+9+nl]
@@ -180,6 +193,48 @@ func (fs *FS) loadDirBlock(d *folder, in *inode, b []byte, fsb uint64, oneBlock 
 			}
 		}
 		p += size
+	}
+	if idx != nil {
+		idx.bests[blk] = uint16(best)
+		if got := int(be.Uint16(b[d3BestFree+2:])); got != best {
+			return corrupt("inode %d: folder block %#x: its longest free run is %d bytes, its header says %d", in.ino, fsb, best, got)
+		}
+		if magic == dirBlkMagic {
+			return idx.compare(in.ino, leavesOf(b[end:len(b)-8]), nil)
+		}
+	}
+	return nil
+}
+
+// leavesOf reads leaf entries, without those that are stale.
+func leavesOf(b []byte) []leafEnt {
+	var out []leafEnt
+	for ; len(b) >= 8; b = b[8:] {
+		if e := (leafEnt{be.Uint32(b), be.Uint32(b[4:])}); e.addr != 0 {
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
+// compare holds the index on the disk against what it should be.
+func (x *dirIndex) compare(ino uint64, leaf []leafEnt, bests map[uint64]uint16) error {
+	for i := 1; i < len(leaf); i++ {
+		if leaf[i].hash < leaf[i-1].hash {
+			return corrupt("inode %d: folder index is out of order at entry %d", ino, i)
+		}
+	}
+	want := slices.Clone(x.leaf)
+	sortLeaf(want)
+	got := slices.Clone(leaf)
+	sortLeaf(got)
+	if !slices.Equal(want, got) {
+		return corrupt("inode %d: folder index of %d entries does not lead to its %d names", ino, len(got), len(want))
+	}
+	for b, w := range bests {
+		if g, ok := x.bests[b]; w != dirNullOff && (!ok || g != w) || w == dirNullOff && ok {
+			return corrupt("inode %d: folder block %d: the index says that %d bytes are free, not %d", ino, b, w, g)
+		}
 	}
 	return nil
 }

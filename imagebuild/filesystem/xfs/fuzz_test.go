@@ -122,7 +122,7 @@ func TestSeedDisk(t *testing.T) {
 		for _, d := range []struct {
 			name string
 			n    int
-		}{{"d", 3}, {"block", 15}, {"leaf", 60}, {"node", 160}} {
+		}{{"d", 3}, {"block", 30}, {"leaf", 200}, {"node", 700}} {
 			for i := 0; i < d.n; i++ {
 				mustAdd(t, w, &tar.Header{Name: fmt.Sprintf("%s/f%d", d.name, i), Typeflag: tar.TypeLink, Linkname: "first"}, nil)
 			}
@@ -210,6 +210,7 @@ func attack(m *sparseMem) {
 		}
 	}
 	walk(".", 0)
+	f.Check(context.Background(), func(error) {})
 
 	w, err := openUnchecked(m.clone())
 	if err != nil {
@@ -234,7 +235,7 @@ func openUnchecked(d Device) (*Writer, error) {
 func hurt(m *sparseMem, blocks []int64, data []byte) {
 	for i := 0; len(data) >= 4 && i < 64; i++ {
 		b := blocks[int(data[0])%len(blocks)]
-		m.WriteAt(data[3:4], b+int64(be.Uint16(data[1:]))%1024)
+		m.WriteAt(data[3:4], b+int64(be.Uint16(data[1:]))%4096)
 		data = data[4:]
 	}
 }

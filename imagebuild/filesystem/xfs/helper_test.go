@@ -161,6 +161,21 @@ func repairClean(t testing.TB, img string) {
 		}
 		t.Fatalf("xfs_repair -n: %v\n%s", err, strings.Join(odd, "\n"))
 	}
+	checkClean(t, img)
+}
+
+// checkClean runs our own Check, which must agree with xfs_repair that there is nothing to find.
+func checkClean(t testing.TB, img string) {
+	t.Helper()
+	n := 0
+	err := openReader(t, img).Check(context.Background(), func(err error) {
+		if n++; n < 10 {
+			t.Errorf("Check: %v", err)
+		}
+	})
+	if err != nil || n > 0 {
+		t.Fatalf("Check: %d faults, %v", n, err)
+	}
 }
 
 // record is what a file looks like, from whichever side.

@@ -43,6 +43,7 @@ const (
 	sbLogStart    = 48  // u64 fsblock; 0: the log is on another device
 	sbRootIno     = 56  // u64
 	sbRbmIno      = 64  // u64
+	sbRsumIno     = 72  // u64
 	sbAgBlocks    = 84  // u32 blocks
 	sbAgCount     = 88  // u32
 	sbLogBlocks   = 96  // u32 blocks
@@ -61,6 +62,8 @@ const (
 	sbIcount      = 128 // u64 inodes allocated
 	sbIfree       = 136 // u64 inodes free
 	sbFdblocks    = 144 // u64 blocks free
+	sbUquotIno    = 160 // u64
+	sbGquotIno    = 168 // u64
 	sbQflags      = 176 // u16
 	sbInoAlign    = 180 // u32 blocks
 	sbUnit        = 184 // u32 blocks
@@ -76,6 +79,7 @@ const (
 	sbLogIncompat = 220 // u32
 	sbCRC         = 224 // u32 LE
 	sbSpinoAlign  = 228 // u32 blocks
+	sbPquotIno    = 232 // u64
 	sbMetaUUID    = 248 // 16 bytes
 	sbSize        = 264 // bytes; later formats add fields behind it
 )

@@ -104,6 +104,9 @@ func exercise(t *testing.T, f form, seed int64) {
 	bake(t, w, want, rng, many)
 	commit(t, w)
 	repairClean(t, img)
+	if in, err := openReader(t, img).resolve("new/big"); err != nil || f.size > 1<<20 && in.ino < 1<<32 {
+		t.Errorf("new/big is inode %d, %v", in.ino, err)
+	}
 	sameTree(t, "our own reading", ourTree(t, openReader(t, img)), want)
 	if f.noMount {
 		return
