@@ -253,9 +253,11 @@ func (s *Store) pullOnce(ctx context.Context, o *PullOptions, sys *types.SystemC
 		// Signatures are the policy's to check, whatever is kept of them: see plan.
 		RemoveSignatures: true,
 		PreserveDigests:  true,
-		ReportWriter:     o.ReportWriter,
-		SourceCtx:        sys,
-		DestinationCtx:   &types.SystemContext{BlobInfoCacheDir: cache},
+		// As plan chooses: zstd before gzip.
+		PreferGzipInstances: types.OptionalBoolFalse,
+		ReportWriter:        o.ReportWriter,
+		SourceCtx:           sys,
+		DestinationCtx:      &types.SystemContext{BlobInfoCacheDir: cache},
 	})
 	if err == nil && !d.done {
 		err = errors.New("the library did not finish the image")

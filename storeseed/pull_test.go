@@ -108,7 +108,6 @@ func TestTransports(t *testing.T) {
 	reg.push("1", im)
 	eng := newEngine(t, dir, "graph", "")
 	eng.run("podman", "load", "-q", "-i", oa)
-	t.Setenv("CONTAINERS_STORAGE_CONF", eng.root+".conf")
 
 	byReg := reg.host() + "/x"
 	tests := []struct {
@@ -127,7 +126,6 @@ func TestTransports(t *testing.T) {
 		{byReg + ":1", []string{byReg + ":1"}, true},
 		{"docker://" + byReg + "@" + im.manifest.String(), []string{byReg + "@" + im.manifest.String()}, true},
 		{byReg + ":1@" + im.manifest.String(), []string{byReg + ":1", byReg + "@" + im.manifest.String()}, true},
-		{"containers-storage:registry.example/t/x:1", []string{"registry.example/t/x:1"}, true},
 		{"containers-storage:[overlay@" + eng.root + "+" + eng.root + "-run]registry.example/t/x:1", []string{"registry.example/t/x:1"}, true},
 	}
 	var dumps []string
