@@ -182,6 +182,9 @@ func (b *bake) prepare() error {
 	b.report.Base = DiskReport{Path: b.Base, Format: d.Format, Size: d.Size()}
 	b.report.Root = RootReport{root.Partition, root.Why, root.Release, root.Info.FreeBlocks, root.Info.BlockSize}
 	b.report.Store = b.Store
+	if b.Epoch != nil {
+		b.report.Epoch = *b.Epoch
+	}
 	for _, w := range slices.Concat(d.Warnings, root.Warnings) {
 		b.warn("%s", w)
 	}

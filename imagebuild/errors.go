@@ -6,6 +6,7 @@ import (
 	"github.com/nodebake/nodebake/imagebuild/disk"
 	"github.com/nodebake/nodebake/imagebuild/filesystem"
 	"github.com/nodebake/nodebake/imagebuild/filesystem/ext4"
+	"github.com/nodebake/nodebake/imagebuild/filesystem/xfs"
 	"github.com/nodebake/nodebake/imagebuild/osroot"
 	"github.com/nodebake/nodebake/qcow"
 	"github.com/nodebake/nodebake/storeseed/storageconf"
@@ -24,7 +25,7 @@ func IsNoSpace(err error) bool { return errors.Is(err, filesystem.ErrNoSpace) }
 // IsUnsupported says whether an error is about a disk of a kind, or in a state, that is not handled, as
 // against one that is broken.
 func IsUnsupported(err error) bool {
-	for _, target := range []error{disk.ErrUnsupported, osroot.ErrNoRoot, filesystem.ErrNoWriter, ext4.ErrUnsupported, ext4.ErrNeedsRecovery, qcow.ErrUnsupported, qcow.ErrBacking,
+	for _, target := range []error{disk.ErrUnsupported, osroot.ErrNoRoot, filesystem.ErrNoWriter, ext4.ErrUnsupported, ext4.ErrNeedsRecovery, xfs.ErrUnsupported, xfs.ErrDirtyLog, qcow.ErrUnsupported, qcow.ErrBacking,
 		storageconf.ErrDriver, storageconf.ErrUnsupported} {
 		if errors.Is(err, target) {
 			return true

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/nodebake/nodebake/imagebuild/filesystem/ext4"
+	"github.com/nodebake/nodebake/imagebuild/filesystem/xfs"
 )
 
 // Reader reads a filesystem. Missing names match fs.ErrNotExist.
@@ -111,7 +112,15 @@ func Open(r io.ReaderAt, size int64, kind Kind) (Reader, Info, error) {
 			return nil, Info{Kind: kind}, err
 		}
 		i := f.Info()
-		return f, Info{Kind: kind, Label: i.Label, UUID: uuid(i.UUID[:]), BlockSize: i.BlockSize, Blocks: i.Blocks,
+		return f, Info{Kind: kind, Label: i.Label, UUID: uuid(i.UUID[:]), BlockSize: int64(i.BlockSize), Blocks: i.Blocks,
+			FreeBlocks: i.FreeBlocks, Inodes: i.Inodes, FreeInodes: i.FreeInodes, Features: i.Features}, nil
+	case XFS:
+		f, err := xfs.Open(r, size)
+		if err != nil {
+			return nil, Info{Kind: kind}, err
+		}
+		i := f.Info()
+		return f, Info{Kind: kind, Label: i.Label, UUID: uuid(i.UUID[:]), BlockSize: int64(i.BlockSize), Blocks: i.Blocks,
 			FreeBlocks: i.FreeBlocks, Inodes: i.Inodes, FreeInodes: i.FreeInodes, Features: i.Features}, nil
 	}
 	return nil, Info{Kind: kind}, fmt.Errorf("%s: %w", kind, ErrNoWriter)
@@ -127,15 +136,34 @@ func OpenWriter(d Device, size int64, kind Kind, o Options) (Writer, func() Spac
 			return nil, nil, err
 		}
 		return ext4Writer{w}, func() Space { return Space(w.Space()) }, nil
+	case XFS:
+		w, err := xfs.OpenWriter(d, size, xfs.Options{Now: o.Now, CountOnly: o.CountOnly})
+		if err != nil {
+			return nil, nil, err
+		}
+		return xfsWriter{w}, func() Space { return Space(w.Space()) }, nil
 	}
 	return nil, nil, fmt.Errorf("%s: %w", kind, ErrNoWriter)
 }
 
 type ext4Writer struct{ *ext4.Writer }
 
+// Commit implements Writer.
 func (w ext4Writer) Commit(ctx context.Context) error {
 	err := w.Writer.Commit(ctx)
 	var full *ext4.NoSpaceError
+	if errors.As(err, &full) {
+		return &NoSpaceError{Space(full.Space)}
+	}
+	return err
+}
+
+type xfsWriter struct{ *xfs.Writer }
+
+// Commit implements Writer.
+func (w xfsWriter) Commit(ctx context.Context) error {
+	err := w.Writer.Commit(ctx)
+	var full *xfs.NoSpaceError
 	if errors.As(err, &full) {
 		return &NoSpaceError{Space(full.Space)}
 	}

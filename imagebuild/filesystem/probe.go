@@ -29,7 +29,7 @@ const (
 )
 
 // Writable says whether OpenWriter knows the kind.
-func (k Kind) Writable() bool { return k == Ext4 }
+func (k Kind) Writable() bool { return k == Ext4 || k == XFS }
 
 // Probed is what the first blocks of a partition say.
 type Probed struct {

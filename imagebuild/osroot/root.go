@@ -172,7 +172,7 @@ func none(parts []disk.Partition, broken []error, choice string) error {
 			return cmp.Or(cmp.Compare(rb, ra), cmp.Compare(sb, sa))
 		})
 		p := unwritable[0]
-		return fmt.Errorf("%w: the root is on %s, and %s cannot be written by this version (ext4 can)",
+		return fmt.Errorf("%w: the root is on %s, and %s cannot be written by this version (ext4 and XFS can)",
 			disk.ErrUnsupported, p, describe(p.Kind))
 	}
 	if choice != "" {
