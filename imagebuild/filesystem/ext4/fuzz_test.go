@@ -72,6 +72,8 @@ func populated(t testing.TB, name string) memory {
 	return m
 }
 
+// The fuzz targets take images of 1 MiB: -fuzzminimizetime 1x keeps the engine from spending its time on shrinking inputs.
+
 // exercise reads all of a filesystem, within bounds, and then writes to it; errors are expected, panics are not.
 func exercise(m memory) {
 	f, err := Open(m, int64(len(m)))
