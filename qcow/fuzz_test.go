@@ -37,7 +37,7 @@ func exercise(t *testing.T, b []byte) {
 	if perr != nil {
 		return
 	}
-	if cerr != nil || r.Total != 0 {
+	if cerr != nil || r.Total != r.Leaks {
 		t.Fatalf("OpenPatch accepts what Check does not: %v, %+v", cerr, r)
 	}
 	// A Writer of a good image keeps it good.
