@@ -48,6 +48,9 @@ func TestRandom(t *testing.T) {
 		t.Run(strings.ReplaceAll(args, " ", ""), func(t *testing.T) {
 			t.Parallel()
 			r := rand.New(rand.NewPCG(seed, uint64(i)))
+			if os.Getenv("NODEBAKE_SOAK") != "" {
+				args = strings.ReplaceAll(args, "-N 6000", "-N 60000")
+			}
 			img := filepath.Join(workDir(t), "img")
 			mkfs(t, img, size, strings.Fields(args)...)
 			for round := range rounds {
