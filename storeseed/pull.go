@@ -227,14 +227,6 @@ func (s *Store) pullOnce(ctx context.Context, o *PullOptions, sys *types.SystemC
 		src.Close()
 		return Result{}, err
 	}
-	// The library's cache of blob locations is of no use here, and must not appear on this host.
-	cache, err := os.MkdirTemp(s.o.TempDir, "storeseed-cache-")
-	if err != nil {
-		src.Close()
-		return Result{}, err
-	}
-	defer os.RemoveAll(cache)
-
 	d := &destination{s: s, o: o, p: p, at: -1}
 	from := &openedRef{ImageReference: o.Ref, src: src}
 	if o.Ref.Transport().Name() == "containers-storage" {
@@ -257,7 +249,7 @@ func (s *Store) pullOnce(ctx context.Context, o *PullOptions, sys *types.SystemC
 		PreferGzipInstances: types.OptionalBoolFalse,
 		ReportWriter:        o.ReportWriter,
 		SourceCtx:           sys,
-		DestinationCtx:      &types.SystemContext{BlobInfoCacheDir: cache},
+		DestinationCtx:      &types.SystemContext{BlobInfoCacheDir: noCacheDir},
 	})
 	if err == nil && !d.done {
 		err = errors.New("the library did not finish the image")
@@ -267,6 +259,10 @@ func (s *Store) pullOnce(ctx context.Context, o *PullOptions, sys *types.SystemC
 	}
 	return d.res, err
 }
+
+// noCacheDir keeps the library's cache of blob locations, which is of no use here, off this host: no
+// folder can be made there, so the cache stays in memory.
+const noCacheDir = os.DevNull + "/none"
 
 // openedRef gives the source that was opened for planning to the copy as well, so that both see the
 // same image and nothing is fetched twice.
