@@ -97,8 +97,8 @@ type FileReport struct {
 	Why  string `json:"why"`
 }
 
-// retries is how often a pull that was cut on the way is tried again.
-const retries = 3
+// pullRetries is how often a pull from a registry that was cut on the way is tried again.
+const pullRetries = 3
 
 // Bake makes the disk that spec describes. The output appears only when it is whole; on any error, and when
 // ctx ends, nothing is at Output and the base is as it was. Errors match ErrUsage, ErrNoSpace or
@@ -122,6 +122,7 @@ type bake struct {
 	report    *Report
 	base      *Opened
 	sources   []storeseed.Source
+	images    []*storeseed.Opened
 	platform  storeseed.Platform
 	storeRoot string
 	edits     []edit
@@ -139,6 +140,14 @@ func (b *bake) run(ctx context.Context) error {
 		return err
 	}
 	defer b.base.Close()
+	defer func() {
+		for _, i := range b.images {
+			i.Close()
+		}
+	}()
+	if err := b.openImages(ctx); err != nil {
+		return err
+	}
 	if b.DryRun {
 		return b.write(ctx, readOnly{b.base.Disk}, true)
 	}
@@ -151,10 +160,63 @@ func (b *bake) run(ctx context.Context) error {
 	if err := b.write(ctx, target, false); err != nil {
 		return err
 	}
+	if err := b.check(ctx, target); err != nil {
+		return err
+	}
 	if err := target.Finish(ctx); err != nil {
 		return err
 	}
 	b.report.Output = &DiskReport{Path: b.Output, Format: b.Format, Size: target.Size()}
+	return nil
+}
+
+// openImages opens every image before anything is written: a name that is wrong, an image for another machine or
+// a registry that does not answer ends the bake at once, and the newest creation time is known.
+func (b *bake) openImages(ctx context.Context) error {
+	var newest time.Time
+	for n, src := range b.sources {
+		retries := 0
+		if src.Ref.Transport().Name() == "docker" {
+			retries = pullRetries
+		}
+		i, err := storeseed.Open(ctx, storeseed.PullOptions{Source: src, Platform: b.platform, ReportWriter: b.Progress, Retries: retries, Log: b.Log})
+		if err != nil {
+			return fmt.Errorf("image %s: %w", b.Images[n], err)
+		}
+		b.images = append(b.images, i)
+		if c := i.Created(); c.After(newest) {
+			newest = c
+		}
+	}
+	switch {
+	case b.Epoch != nil:
+		b.report.Epoch = *b.Epoch
+	case newest.Before(time.Unix(0, 0)):
+		b.report.Epoch = time.Unix(0, 0).UTC()
+	default:
+		b.report.Epoch = newest
+	}
+	return nil
+}
+
+// check opens what was written anew and checks the store's records, links and references, as an engine will.
+func (b *bake) check(ctx context.Context, target *output.Target) error {
+	if err := target.Flush(); err != nil {
+		return err
+	}
+	v := b.base.Root.VolumeOf(b.storeRoot)
+	r, info, err := filesystem.Open(io.NewSectionReader(target, v.Partition.Start, v.Partition.Size), v.Partition.Size, v.Partition.Kind)
+	if err != nil {
+		return fmt.Errorf("opening what was written: %w", err)
+	}
+	root := strings.TrimPrefix(strings.TrimPrefix(b.storeRoot, v.At), "/")
+	rep, err := storeseed.Verify(ctx, r, root, storeseed.VerifyOptions{RecordsOnly: true, TimeResolution: info.TimeResolution})
+	if err != nil {
+		return fmt.Errorf("checking what was written: %w", err)
+	}
+	if rep.Total > 0 {
+		return fmt.Errorf("%w: what was written has %d faults, the first: %s; this is a fault of nodebake: please report it", ErrVerify, rep.Total, rep.Faults[0])
+	}
 	return nil
 }
 
@@ -182,9 +244,6 @@ func (b *bake) prepare() error {
 	b.report.Base = DiskReport{Path: b.Base, Format: d.Format, Size: d.Size()}
 	b.report.Root = RootReport{root.Partition, root.Why, root.Release, root.Info.FreeBlocks, root.Info.BlockSize}
 	b.report.Store = b.Store
-	if b.Epoch != nil {
-		b.report.Epoch = *b.Epoch
-	}
 	for _, w := range slices.Concat(d.Warnings, root.Warnings) {
 		b.warn("%s", w)
 	}
@@ -340,11 +399,11 @@ func (b *bake) write(ctx context.Context, dev device, count bool) error {
 	if err != nil {
 		return err
 	}
-	for i, src := range b.sources {
-		b.Log.Infof("image %d of %d: %s", i+1, len(b.sources), b.Images[i])
-		res, err := store.Pull(ctx, storeseed.PullOptions{Source: src, Platform: b.platform, ReportWriter: b.Progress, Retries: retries})
+	for i, image := range b.images {
+		b.Log.Infof("image %d of %d: %s", i+1, len(b.images), b.Images[i])
+		res, err := store.PullOpened(ctx, image)
 		if err != nil {
-			return err
+			return fmt.Errorf("image %s: %w", b.Images[i], err)
 		}
 		b.report.Images = append(b.report.Images, ImageReport{b.Images[i], res})
 		for _, l := range res.Layers {

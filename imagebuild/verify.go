@@ -31,7 +31,7 @@ func Verify(ctx context.Context, o *Opened, log logrus.FieldLogger) ([]StoreVeri
 			continue
 		}
 		r, err := storeseed.Verify(ctx, o.Root.Tree, s.Root, storeseed.VerifyOptions{
-			Log: log,
+			TimeResolution: o.Root.VolumeOf(s.Root).Info.TimeResolution,
 			Progress: func(layer, layers int, id string) {
 				log.Infof("%s: layer %d of %d: %.12s", s.Path, layer+1, layers, id)
 			},

@@ -20,3 +20,6 @@ var (
 	// ErrSourceChanged is a source that gave another image the second time it was asked.
 	ErrSourceChanged = errors.New("the source changed while it was read")
 )
+
+// errHalfWritten keeps a store whose layer could not be taken away again from being committed.
+var errHalfWritten = errors.New("a layer was left half written")

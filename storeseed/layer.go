@@ -76,7 +76,7 @@ func (s *Store) writeLayer(ctx context.Context, spec *layerSpec, blob io.Reader)
 			return
 		}
 		if rerr := s.dropLayer(spec.id); rerr != nil {
-			s.broken = fmt.Errorf("layer %s was left half written", spec.id)
+			s.broken = fmt.Errorf("%w: layer %s", errHalfWritten, spec.id)
 		}
 	}()
 

@@ -17,6 +17,7 @@ import (
 
 	digest "github.com/opencontainers/go-digest"
 	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/sirupsen/logrus"
 	"go.podman.io/image/v5/copy"
 	"go.podman.io/image/v5/docker/reference"
 	"go.podman.io/image/v5/image"
@@ -80,6 +81,8 @@ type PullOptions struct {
 	Retries int
 	// RetryDelay is the pause before the first retry; it doubles each time. 0 is one second.
 	RetryDelay time.Duration
+	// Log gets warnings; nil is silent, or for Store.Pull the store's.
+	Log logrus.FieldLogger
 }
 
 // Layer says what became of one layer of an image.
@@ -109,15 +112,20 @@ type Result struct {
 	Unchanged bool `json:"unchanged"`
 }
 
-// Pull copies one image into the store, layer by layer, each verified against its digest and its
-// diffID before it counts as there. Layers that the store holds at the same place in the chain are
-// not read. After an error the store can be committed without the image, unless Commit says otherwise.
-func (s *Store) Pull(ctx context.Context, o PullOptions) (Result, error) {
-	if s.committed {
-		return Result{}, errors.New("the store was committed already")
-	}
+// Opened is an image whose manifest and config were read, so that all is known of it but its layers' contents.
+// It is for one goroutine at a time.
+type Opened struct {
+	o   PullOptions
+	sys types.SystemContext
+	src types.ImageSource // nil once a pull has used it up
+	p   *plan
+}
+
+// Open opens an image for a pull and refuses it if it is none that a store can hold, or is for another platform.
+// The caller closes it.
+func Open(ctx context.Context, o PullOptions) (*Opened, error) {
 	if o.Ref == nil {
-		return Result{}, errors.New("no image reference")
+		return nil, errors.New("no image reference")
 	}
 	if o.Platform.OS == "" {
 		o.Platform.OS = "linux"
@@ -127,43 +135,126 @@ func (s *Store) Pull(ctx context.Context, o PullOptions) (Result, error) {
 	}
 	for _, n := range o.Names {
 		if _, err := reference.ParseNamed(n); err != nil {
-			return Result{}, fmt.Errorf("name %q: %w", n, err)
+			return nil, fmt.Errorf("name %q: %w", n, err)
 		}
+	}
+	if o.Log == nil {
+		o.Log = silent()
+	}
+	i := &Opened{o: o}
+	if o.System != nil {
+		i.sys = *o.System
+	}
+	i.sys.OSChoice, i.sys.ArchitectureChoice, i.sys.VariantChoice = o.Platform.OS, o.Platform.Architecture, o.Platform.Variant
+	if err := i.retry(ctx, func() error { return i.open(ctx) }); err != nil {
+		return nil, err
+	}
+	return i, nil
+}
+
+// Created is the time that the image's config gives; zero if it gives none.
+func (i *Opened) Created() time.Time {
+	if i.p.oci.Created == nil {
+		return time.Time{}
+	}
+	return i.p.oci.Created.UTC()
+}
+
+// Close lets go of the source. It may be called more than once.
+func (i *Opened) Close() error {
+	if i.src == nil {
+		return nil
+	}
+	src := i.src
+	i.src = nil
+	return src.Close()
+}
+
+func (i *Opened) open(ctx context.Context) error {
+	src, err := i.o.Ref.NewImageSource(ctx, &i.sys)
+	if err != nil {
+		return err
+	}
+	if i.p, err = i.plan(ctx, src); err != nil {
+		src.Close()
+		return err
+	}
+	i.src = src
+	return nil
+}
+
+// retry tries until it succeeds, fails for good, or has been tried often enough.
+func (i *Opened) retry(ctx context.Context, try func() error) error {
+	delay := i.o.RetryDelay
+	if delay == 0 {
+		delay = time.Second
+	}
+	for n := 0; ; n++ {
+		err := try()
+		if err == nil {
+			return nil
+		}
+		err = fmt.Errorf("pulling %s: %w", refName(i.o.Ref), err)
+		if n >= i.o.Retries || !mayRetry(ctx, err) {
+			return err
+		}
+		i.o.Log.Warnf("%v; trying again in %s", err, delay)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(delay):
+		}
+		delay *= 2
+	}
+}
+
+// Pull opens an image and copies it into the store: see PullOpened.
+func (s *Store) Pull(ctx context.Context, o PullOptions) (Result, error) {
+	if o.Log == nil {
+		o.Log = s.log
 	}
 	sys := types.SystemContext{}
 	if o.System != nil {
 		sys = *o.System
 	}
-	sys.OSChoice, sys.ArchitectureChoice, sys.VariantChoice = o.Platform.OS, o.Platform.Architecture, o.Platform.Variant
 	if sys.BigFilesTemporaryDir == "" {
 		sys.BigFilesTemporaryDir = s.o.TempDir
 	}
-	policy, done, err := s.policy(o.Policy, &sys)
+	o.System = &sys
+	i, err := Open(ctx, o)
+	if err != nil {
+		return Result{}, err
+	}
+	defer i.Close()
+	return s.PullOpened(ctx, i)
+}
+
+// PullOpened copies one image into the store, layer by layer, each verified against its digest and its
+// diffID before it counts as there. Layers that the store holds at the same place in the chain are
+// not read. After an error the store can be committed without the image, unless Commit says otherwise.
+func (s *Store) PullOpened(ctx context.Context, i *Opened) (Result, error) {
+	if s.committed {
+		return Result{}, errors.New("the store was committed already")
+	}
+	policy, done, err := s.policy(i.o.Policy, &i.sys)
 	if err != nil {
 		return Result{}, err
 	}
 	defer done()
-
-	delay := o.RetryDelay
-	if delay == 0 {
-		delay = time.Second
-	}
-	for try := 0; ; try++ {
-		res, err := s.pullOnce(ctx, &o, &sys, policy)
-		if err == nil || try >= o.Retries || s.broken != nil || !mayRetry(ctx, err) {
-			if err != nil {
-				err = fmt.Errorf("pulling %s: %w", refName(o.Ref), err)
+	var res Result
+	err = i.retry(ctx, func() error {
+		if s.broken != nil {
+			return s.broken
+		}
+		if i.src == nil {
+			if err := i.open(ctx); err != nil {
+				return err
 			}
-			return res, err
 		}
-		s.log.Warnf("pulling %s: %v; trying again in %s", refName(o.Ref), err, delay)
-		select {
-		case <-ctx.Done():
-			return Result{}, ctx.Err()
-		case <-time.After(delay):
-		}
-		delay *= 2
-	}
+		res, err = s.pullOnce(ctx, i, policy)
+		return err
+	})
+	return res, err
 }
 
 func refName(r types.ImageReference) string {
@@ -174,7 +265,7 @@ func mayRetry(ctx context.Context, err error) bool {
 	if ctx.Err() != nil {
 		return false
 	}
-	for _, final := range []error{ErrDigestMismatch, ErrHostileLayer, ErrUnsupportedImage, ErrCorruptStore, ErrPlatform,
+	for _, final := range []error{errHalfWritten, ErrDigestMismatch, ErrHostileLayer, ErrUnsupportedImage, ErrCorruptStore, ErrPlatform,
 		fs.ErrNotExist, fs.ErrPermission, fs.ErrExist} {
 		if errors.Is(err, final) {
 			return false
@@ -211,21 +302,22 @@ type plan struct {
 	config         []byte
 	configDigest   digest.Digest
 	oci            *imgspecv1.Image
+	created        time.Time // of the image, or the store's own time; set when a pull begins
 	layers         []types.BlobInfo
 	specs          []layerSpec
 	signatures     [][]byte
 	instance       *digest.Digest
 }
 
-func (s *Store) pullOnce(ctx context.Context, o *PullOptions, sys *types.SystemContext, policy *signature.PolicyContext) (Result, error) {
-	src, err := o.Ref.NewImageSource(ctx, sys)
-	if err != nil {
-		return Result{}, err
+// pullOnce copies the opened image and uses its source up.
+func (s *Store) pullOnce(ctx context.Context, i *Opened, policy *signature.PolicyContext) (Result, error) {
+	o, sys, p, src := &i.o, &i.sys, i.p, i.src
+	i.src = nil
+	if p.created = i.Created(); p.created.IsZero() {
+		p.created = s.o.Now
 	}
-	p, err := s.plan(ctx, o, sys, src)
-	if err != nil {
-		src.Close()
-		return Result{}, err
+	for n := range p.specs {
+		p.specs[n].created = p.created
 	}
 	d := &destination{s: s, o: o, p: p, at: -1}
 	from := &openedRef{ImageReference: o.Ref, src: src}
@@ -241,7 +333,7 @@ func (s *Store) pullOnce(ctx context.Context, o *PullOptions, sys *types.SystemC
 		}
 	}()
 	d.ref = &destRef{d: d}
-	_, err = copy.Image(ctx, policy, d.ref, from, &copy.Options{
+	_, err := copy.Image(ctx, policy, d.ref, from, &copy.Options{
 		// Signatures are the policy's to check, whatever is kept of them: see plan.
 		RemoveSignatures: true,
 		PreserveDigests:  true,
@@ -287,7 +379,8 @@ func (s *sameLayers) LayerInfosForCopy(context.Context, *digest.Digest) ([]types
 }
 
 // plan reads manifest and config, and refuses what a store cannot hold.
-func (s *Store) plan(ctx context.Context, o *PullOptions, sys *types.SystemContext, src types.ImageSource) (*plan, error) {
+func (i *Opened) plan(ctx context.Context, src types.ImageSource) (*plan, error) {
+	o, sys := &i.o, &i.sys
 	p := &plan{}
 	blob, mime, err := image.UnparsedInstance(src, nil).Manifest(ctx)
 	if err != nil {
@@ -349,24 +442,17 @@ func (s *Store) plan(ctx context.Context, o *PullOptions, sys *types.SystemConte
 			return nil, fmt.Errorf("%w: layer %d: %w", ErrUnsupportedImage, i+1, err)
 		}
 		spec := layerSpec{id: layerID(parent, d), parent: parent, diffID: d, blob: p.layers[i].Digest,
-			blobSize: p.layers[i].Size, created: s.createdOf(p.oci), index: i, of: len(ids)}
+			blobSize: p.layers[i].Size, index: i, of: len(ids)}
 		p.specs = append(p.specs, spec)
 		parent = spec.id
 	}
 	p.signatures, err = src.GetSignatures(ctx, p.instance)
 	if err != nil {
 		// A policy that asks for them fails on its own.
-		s.log.Warnf("%s: signatures are not kept: %v", refName(o.Ref), err)
+		o.Log.Warnf("%s: signatures are not kept: %v", refName(o.Ref), err)
 		p.signatures = nil
 	}
 	return p, nil
-}
-
-func (s *Store) createdOf(c *imgspecv1.Image) time.Time {
-	if c.Created == nil || c.Created.IsZero() {
-		return s.o.Now
-	}
-	return c.Created.UTC()
 }
 
 func platformsOf(l manifest.List) string {
@@ -647,7 +733,7 @@ func (s *Store) putImage(p *plan, names []string, res *Result) error {
 	im := s.byImage[id]
 	res.Present = im != nil
 	if im == nil {
-		im = &imageRec{Image: storage.Image{ID: id, TopLayer: top, Created: s.createdOf(p.oci)}}
+		im = &imageRec{Image: storage.Image{ID: id, TopLayer: top, Created: p.created}}
 		if err := s.mkdirAll(s.root + "/" + imagesDir + "/" + id); err != nil {
 			return err
 		}

@@ -93,9 +93,7 @@ func OpenStore(f FS, o Options) (*Store, error) {
 	o.Now = o.Now.UTC()
 	s := &Store{fs: f, o: o, log: o.Log}
 	if s.log == nil {
-		l := logrus.New()
-		l.SetOutput(io.Discard)
-		s.log = l
+		s.log = silent()
 	}
 	root, err := cleanName(o.Root)
 	if err != nil {
@@ -123,6 +121,12 @@ func strictly(root string) func(Fault) error {
 	return func(f Fault) error {
 		return fmt.Errorf("%w at /%s: %s; bake into another store path, or take this store away", ErrCorruptStore, root, f)
 	}
+}
+
+func silent() logrus.FieldLogger {
+	l := logrus.New()
+	l.SetOutput(io.Discard)
+	return l
 }
 
 type records struct {

@@ -31,6 +31,8 @@ type VerifyOptions struct {
 	MaxFaults int
 	// TimeResolution is the precision of the filesystem's timestamps; 0 is a nanosecond.
 	TimeResolution time.Duration
+	// RecordsOnly checks the records, links and data items and leaves out the layers' contents.
+	RecordsOnly bool
 	// Progress, if set, is called before each layer.
 	Progress func(layer, layers int, id string)
 	Log      logrus.FieldLogger
@@ -105,7 +107,9 @@ func Verify(ctx context.Context, r Reader, root string, o VerifyOptions) (*Repor
 			o.Progress(i, len(rec.layers), l.ID)
 		}
 		v.links(l)
-		v.layer(l)
+		if !o.RecordsOnly {
+			v.layer(l)
+		}
 	}
 	for _, im := range rec.images {
 		v.image(im)

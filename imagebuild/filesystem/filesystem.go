@@ -27,6 +27,8 @@ type Reader interface {
 	ReadDir(name string) ([]string, error)
 	// Open gives a regular file's content; holes read as zeros.
 	Open(name string) (*io.SectionReader, error)
+	// SameFile says whether two names are hard links to one file.
+	SameFile(a, b string) (bool, error)
 }
 
 // Writer changes a filesystem. Nothing is final before Commit. One goroutine at a time.
@@ -64,6 +66,8 @@ type Info struct {
 	Inodes     int64    `json:"inodes"`
 	FreeInodes int64    `json:"freeInodes"`
 	Features   []string `json:"features,omitempty"`
+	// TimeResolution is the precision of the times that files can have.
+	TimeResolution time.Duration `json:"-"`
 }
 
 // Space is what a writer found free and what has been taken of it, in blocks of BlockSize bytes and in inodes.
@@ -112,8 +116,12 @@ func Open(r io.ReaderAt, size int64, kind Kind) (Reader, Info, error) {
 			return nil, Info{Kind: kind}, err
 		}
 		i := f.Info()
+		resolution := time.Nanosecond
+		if i.InodeSize == 128 {
+			resolution = time.Second
+		}
 		return f, Info{Kind: kind, Label: i.Label, UUID: uuid(i.UUID[:]), BlockSize: int64(i.BlockSize), Blocks: i.Blocks,
-			FreeBlocks: i.FreeBlocks, Inodes: i.Inodes, FreeInodes: i.FreeInodes, Features: i.Features}, nil
+			FreeBlocks: i.FreeBlocks, Inodes: i.Inodes, FreeInodes: i.FreeInodes, Features: i.Features, TimeResolution: resolution}, nil
 	case XFS:
 		f, err := xfs.Open(r, size)
 		if err != nil {
@@ -121,7 +129,7 @@ func Open(r io.ReaderAt, size int64, kind Kind) (Reader, Info, error) {
 		}
 		i := f.Info()
 		return f, Info{Kind: kind, Label: i.Label, UUID: uuid(i.UUID[:]), BlockSize: int64(i.BlockSize), Blocks: i.Blocks,
-			FreeBlocks: i.FreeBlocks, Inodes: i.Inodes, FreeInodes: i.FreeInodes, Features: i.Features}, nil
+			FreeBlocks: i.FreeBlocks, Inodes: i.Inodes, FreeInodes: i.FreeInodes, Features: i.Features, TimeResolution: time.Nanosecond}, nil
 	}
 	return nil, Info{Kind: kind}, fmt.Errorf("%s: %w", kind, ErrNoWriter)
 }

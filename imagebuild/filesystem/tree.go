@@ -56,6 +56,7 @@ type none struct{}
 func (none) Stat(string) (*tar.Header, error)       { return nil, syscall.ENOENT }
 func (none) ReadDir(string) ([]string, error)       { return nil, syscall.ENOENT }
 func (none) Open(string) (*io.SectionReader, error) { return nil, syscall.ENOENT }
+func (none) SameFile(string, string) (bool, error)  { return false, syscall.ENOENT }
 
 func (t *Tree) reader(name string) (Reader, string) {
 	g, rest := t.find(name)
@@ -101,6 +102,16 @@ func (t *Tree) ReadDir(name string) ([]string, error) {
 func (t *Tree) Open(name string) (*io.SectionReader, error) {
 	r, rest := t.reader(name)
 	return r.Open(rest)
+}
+
+// SameFile says whether two names are hard links to one file.
+func (t *Tree) SameFile(a, b string) (bool, error) {
+	if t.Volume(a) != t.Volume(b) {
+		return false, nil
+	}
+	r, x := t.reader(a)
+	_, y := t.reader(b)
+	return r.SameFile(x, y)
 }
 
 // within is h as the filesystem knows it that h.Name lies in.

@@ -223,6 +223,21 @@ func (f *FS) Stat(name string) (*tar.Header, error) {
 	return h, nil
 }
 
+// SameFile says whether two names are hard links to one file.
+func (f *FS) SameFile(a, b string) (bool, error) {
+	var inos [2]uint32
+	for i, name := range []string{a, b} {
+		clean, err := cleanName(name)
+		if err == nil {
+			inos[i], err = f.lookup(clean)
+		}
+		if err != nil {
+			return false, pathErr("stat", name, err)
+		}
+	}
+	return inos[0] == inos[1], nil
+}
+
 func (f *FS) header(ino uint32) (*tar.Header, error) {
 	raw, err := f.inode(ino)
 	if err != nil {

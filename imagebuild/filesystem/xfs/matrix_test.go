@@ -1,6 +1,7 @@
 package xfs
 
 import (
+	"bytes"
 	"fmt"
 	"math/rand"
 	"os"
@@ -146,6 +147,31 @@ func exercise(t *testing.T, f form, seed int64) {
 		for i := 0; i < 300; i++ {
 			os.Remove(filepath.Join(dir, fmt.Sprintf("crumbs/%d", i)))
 		}
+		want = kernelTree(t, dir)
 	})
 	repairClean(t, img)
+
+	// Once more, on a filesystem that grew and is full but for what we remove.
+	w = openWriter(t, img)
+	for _, n := range []string{"ballast", "new/sparse", "node/file-00004"} {
+		if err := w.Remove(n); err != nil {
+			t.Fatal(err)
+		}
+		delete(want, n)
+	}
+	for i := 0; i < 200; i++ {
+		h := file(fmt.Sprintf("again-%d", i), 0)
+		b := noise(int64(i), i*500)
+		h.ModTime = now
+		mustAdd(t, w, h, b)
+		r := headerRecord(h)
+		r.Content = hash(bytes.NewReader(b))
+		want[h.Name] = r
+	}
+	commit(t, w)
+	repairClean(t, img)
+	mounted(t, img, "rw", func(dir string) {
+		got := kernelTree(t, dir)
+		sameTree(t, "written again", got, want0(want, got))
+	})
 }

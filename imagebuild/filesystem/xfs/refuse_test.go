@@ -293,3 +293,46 @@ func TestInherits(t *testing.T) {
 		}
 	}
 }
+
+// TestConcurrentReads: a filesystem that was opened for reading serves many goroutines; for the race detector.
+func TestConcurrentReads(t *testing.T) {
+	disk := seedDisk(t)
+	f, err := Open(disk, disk.size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := ourTree(t, f)
+	if f, err = Open(disk, disk.size); err != nil {
+		t.Fatal(err)
+	}
+	f.held = maxHeldEntries - 500 // so that the cache is emptied under way
+	done := make(chan string)
+	for i := 0; i < 8; i++ {
+		go func() {
+			for n, w := range want {
+				h, err := f.Stat(n)
+				if err != nil {
+					done <- err.Error()
+					return
+				}
+				if h.Typeflag != w.Type {
+					done <- n
+					return
+				}
+				if h.Typeflag == tar.TypeReg {
+					c, err := f.Open(n)
+					if err != nil || hash(c) != w.Content {
+						done <- n
+						return
+					}
+				}
+			}
+			done <- ""
+		}()
+	}
+	for i := 0; i < 8; i++ {
+		if s := <-done; s != "" {
+			t.Error(s)
+		}
+	}
+}
