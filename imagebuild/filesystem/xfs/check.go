@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/fnv"
+	"io"
 	"slices"
 )
 
@@ -62,6 +64,7 @@ type checkGroup struct {
 	refs, refsOK uint64 // references to shared blocks: found, and by the tree
 	kinds        []uint8
 	nlink, links []uint32          // what inodes say, what folders say
+	pointers     []uint64          // sums over parent pointers, less those over folder entries
 	parents      map[uint32]uint64 // of folders: which folder has an entry for them
 	says         map[uint32]uint64 // and which they say
 }
@@ -197,6 +200,9 @@ func (c *checker) trees(g *group) error {
 	}
 	n := len(g.chunks) * inodesPerRec
 	a.kinds, a.nlink, a.links = make([]uint8, n), make([]uint32, n), make([]uint32, n)
+	if sb.inc&incParent != 0 {
+		a.pointers = make([]uint64, n)
+	}
 	return nil
 }
 
@@ -253,8 +259,14 @@ func (c *checker) inodesOf(g *group) error {
 		blocks := c.markFork(fork{in: in})
 		if in.forkoff != 0 {
 			blocks += c.markFork(fork{in, true})
-			if _, err := c.readAttrs(in); err != nil {
+			attrs, err := c.readAttrs(in)
+			if err != nil {
 				c.fault(err)
+			}
+			for _, p := range attrs {
+				if a.pointers != nil && p.flags&attrParent != 0 {
+					a.pointers[place] += p.sum()
+				}
 			}
 		}
 		if blocks != in.nblocks && in.flags&flagRealtime == 0 {
@@ -348,6 +360,9 @@ func (c *checker) foldersOf(g *group) error {
 				c.bad("inode %d: folder entry %q has file type %d, inode %d is a %#o", ino, name, e.ftype, e.ino, uint16(t.kinds[p])<<12)
 			}
 			t.links[p]++
+			if t.pointers != nil {
+				t.pointers[p] -= d.pointer(name).sum()
+			}
 			if t.kinds[p] == modeDir>>12 {
 				_, agino := c.sb.inoAG(e.ino)
 				if t.parents[agino] != 0 {
@@ -518,6 +533,9 @@ func (c *checker) closeGroup(g *group) error {
 		if slices.Contains(internal, ino) || ino == c.sb.rootIno {
 			continue
 		}
+		if a.pointers != nil && a.pointers[p] != 0 {
+			c.bad("inode %d: its parent pointers are not the folder entries that lead to it", ino)
+		}
 		switch {
 		case a.links[p] == 0:
 			c.bad("inode %d: no folder leads to it", ino)
@@ -526,6 +544,14 @@ func (c *checker) closeGroup(g *group) error {
 		}
 	}
 	return nil
+}
+
+// sum is a hash of a parent pointer, for comparing sets by their sums.
+func (a attr) sum() uint64 {
+	h := fnv.New64a()
+	io.WriteString(h, a.value)
+	io.WriteString(h, a.name)
+	return h.Sum64()
 }
 
 func (c *checker) counters() {

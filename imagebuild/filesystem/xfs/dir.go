@@ -16,7 +16,7 @@ type dirIndex struct {
 func (fs *FS) loadFolder(in *inode) (*folder, error) { return fs.loadFolderIndex(in, nil) }
 
 func (fs *FS) loadFolderIndex(in *inode, idx *dirIndex) (*folder, error) {
-	d := &folder{ino: in.ino, ci: fs.sb.versionnum&vbitBorg != 0, inherit: inheritedFrom(in)}
+	d := &folder{ino: in.ino, ci: fs.sb.versionnum&vbitBorg != 0, inherit: inheritedFrom(in), gen: in.gen}
 	if in.format == fmtLocal {
 		return d, fs.loadShort(d, in)
 	}

@@ -38,8 +38,8 @@
 //
 // # What is refused
 //
-// With ErrUnsupported: version 4, realtime devices, external logs (for writing), needsrepair, metadir, zoned, parent
-// pointers (for writing), and every feature bit that is unknown. With ErrDirtyLog: logs that hold changes, and
+// With ErrUnsupported: version 4, realtime devices, external logs (for writing), needsrepair, metadir, zoned, and
+// every feature bit that is unknown. With ErrDirtyLog: logs that hold changes, and
 // filesystems with unlinked files that were open at a crash. With ErrCorrupt: whatever contradicts itself; input is
 // taken to be hostile.
 //

@@ -26,6 +26,13 @@ type folder struct {
 	attrsSet bool   // attrs replace what the inode has
 	attrs    []attr // sorted as they were given
 	inherit  inherited
+	gen      uint32 // generation of its inode
+}
+
+// pointer is the attribute that leads from a file back to its name in d.
+func (d *folder) pointer(name string) attr {
+	v := be.AppendUint64(nil, d.ino)
+	return attr{flags: attrParent, name: name, value: string(be.AppendUint32(v, d.gen))}
 }
 
 func (d *folder) name(e *dirent) []byte { return d.names[e.off : int(e.off)+int(e.nlen)] }

@@ -55,11 +55,16 @@ func (w *Writer) layout(in *inode, need int, attrs []attr) {
 // setExtents stores a fork's extents: in the inode where they fit, else as a B+tree under a root there. The extents'
 // blocks are noted as the inode's.
 func (w *Writer) setExtents(k fork, exts []extent) error {
-	lit := k.bytes()
 	for _, e := range exts {
 		k.in.nblocks += uint64(e.n)
 	}
 	w.ownFork(k, exts)
+	return w.placeExtents(k, exts)
+}
+
+// placeExtents writes down extents whose blocks are the inode's already.
+func (w *Writer) placeExtents(k fork, exts []extent) error {
+	lit := k.bytes()
 	format := byte(fmtExtents)
 	if len(exts) <= len(lit)/16 {
 		for i, e := range exts {
@@ -253,13 +258,68 @@ func (w *Writer) attrLocalSize(a attr) int { return (3 + len(a.name) + len(a.val
 // The two bytes more come from padding in the first definition of the structure, and stayed.
 func (w *Writer) attrRemoteSize(a attr) int { return (9 + 2 + len(a.name) + 3) &^ 3 }
 
+// attrHash orders attributes in leaves. Parent pointers of one name are told apart by the folder.
+func (fs *FS) attrHash(a attr) uint32 {
+	if a.flags&attrParent == 0 || len(a.value) < 8 {
+		return hashName(a.name)
+	}
+	p := be.Uint64([]byte(a.value))
+	return dirHash(a.name, fs.sb.versionnum&vbitBorg != 0) ^ uint32(p>>32) ^ uint32(p)
+}
+
+// rewrite gives an existing file, which is no folder, another set of attributes. Its data fork may have to make room.
+func (w *Writer) rewrite(in *inode, attrs []attr) error {
+	data := fork{in: in}
+	var tree []uint64
+	exts, err := w.extents(data, &tree)
+	if err != nil {
+		return err
+	}
+	if in.forkoff != 0 {
+		if err := w.freeFork(fork{in, true}); err != nil {
+			return err
+		}
+	}
+	for _, b := range tree {
+		if err := w.release(b, 1, in.ino, rmapBmbt); err != nil {
+			return err
+		}
+	}
+	old := in.dataFork()
+	in.lit = make([]byte, w.sb.inodeSize-diCoreSize)
+	in.nblocks = 0
+	for _, e := range exts {
+		in.nblocks += uint64(e.n)
+	}
+	switch in.format {
+	case fmtLocal:
+		target := string(old[:in.size])
+		w.layout(in, len(target), attrs)
+		if len(target) > len(in.dataFork()) {
+			err = w.writeSymlink(in, target)
+		} else {
+			copy(in.dataFork(), target)
+		}
+	case fmtDev:
+		w.layout(in, 8, attrs)
+		copy(in.dataFork(), old[:4])
+	default:
+		w.layout(in, 16*len(exts), attrs)
+		err = w.placeExtents(data, exts)
+	}
+	if err != nil {
+		return err
+	}
+	return w.writeAttrs(in, attrs)
+}
+
 func (w *Writer) planAttrs(attrs []attr) *attrPlan {
 	p := &attrPlan{attrs: slices.Clone(attrs)}
-	slices.SortStableFunc(p.attrs, func(a, b attr) int { return cmp.Compare(hashName(a.name), hashName(b.name)) })
+	slices.SortStableFunc(p.attrs, func(a, b attr) int { return cmp.Compare(w.attrHash(a), w.attrHash(b)) })
 	bs := w.sb.blockSize
 	room := bs - alHdr
 	for i, a := range p.attrs {
-		p.hashes = append(p.hashes, hashName(a.name))
+		p.hashes = append(p.hashes, w.attrHash(a))
 		size := w.attrLocalSize(a)
 		remote := uint32(0)
 		if size >= bs/2+bs/4 {

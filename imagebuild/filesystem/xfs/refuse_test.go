@@ -61,7 +61,6 @@ func TestRefuses(t *testing.T) {
 		{"unknown incompat", or(sbIncompat, 1<<20), ErrUnsupported, "0x100000", false},
 		{"unknown ro compat", or(sbRoCompat, 1<<20), ErrUnsupported, "0x100000", true},
 		{"unknown compat", or(sbCompat, 1<<20), ErrUnsupported, "0x100000", true},
-		{"parent", or(sbIncompat, incParent), ErrUnsupported, "parent", true},
 		{"realtime", patch(sbRblocks+7, 1), ErrUnsupported, "realtime", false},
 		{"external log", patch(sbLogStart, 0, 0, 0, 0, 0, 0, 0, 0), ErrUnsupported, "external log", true},
 		{"log items", or(sbLogIncompat, 1), ErrDirtyLog, "mount", true},

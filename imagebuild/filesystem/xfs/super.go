@@ -204,9 +204,6 @@ func (s *superblock) checkWritable() error {
 	if s.compat != 0 {
 		return unsupported("unknown compatible feature bits %#x", s.compat)
 	}
-	if s.inc&incParent != 0 {
-		return unsupported("parent pointers (parent) can be read but not yet written")
-	}
 	if s.logStart == 0 {
 		return unsupported("external log")
 	}

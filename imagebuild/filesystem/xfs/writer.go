@@ -512,20 +512,23 @@ func (w *Writer) add(h *tar.Header, r io.Reader, replace bool) error {
 	if err := w.setAttrs(in, h); err != nil {
 		return err
 	}
+	if w.sb.inc&incParent != 0 {
+		attrs = append(attrs, d.pointer(base))
+	}
 	if err := w.content(in, h, r, attrs); err != nil {
 		return err
 	}
 	if old != 0 {
 		d.find(base).ino = in.ino
 		w.dirty(d)
-		return w.broken(w.unlink(old))
+		return w.broken(w.unlink(old, d, base))
 	}
 	w.dirty(d)
 	if err := d.add([]byte(base), in.ino, ftypeOfMode[mode]); err != nil {
 		return err
 	}
 	if mode == modeDir {
-		w.folders[in.ino] = &folder{ino: in.ino, parent: d.ino, ci: d.ci, dirty: true, explicit: true, attrsSet: true, attrs: attrs, inherit: inheritedFrom(in)}
+		w.folders[in.ino] = &folder{ino: in.ino, parent: d.ino, ci: d.ci, dirty: true, explicit: true, attrsSet: true, attrs: attrs, gen: in.gen, inherit: inheritedFrom(in)}
 	}
 	return nil
 }
@@ -691,6 +694,16 @@ func (w *Writer) link(d *folder, base string, h *tar.Header) error {
 	in.nlink++
 	in.changeCount++
 	in.ctime = in.stamp(w.o.Now)
+	if w.sb.inc&incParent != 0 {
+		attrs, err := w.readAttrs(in)
+		if err != nil {
+			return err
+		}
+		err = w.rewrite(in, append(attrs, d.pointer(base)))
+		if w.broken(err) != nil {
+			return err
+		}
+	}
 	if err := w.broken(w.putInode(in)); err != nil {
 		return err
 	}
@@ -707,6 +720,17 @@ func (w *Writer) setFolder(d *folder, h *tar.Header, attrs []attr) error {
 	w.modern(in)
 	if err := w.setAttrs(in, h); err != nil {
 		return err
+	}
+	if w.sb.inc&incParent != 0 {
+		old, err := w.attrsOf(in)
+		if err != nil {
+			return err
+		}
+		for _, a := range old {
+			if a.flags&attrParent != 0 {
+				attrs = append(attrs, a)
+			}
+		}
 	}
 	if err := w.putInode(in); err != nil {
 		return err
@@ -733,7 +757,7 @@ func (w *Writer) remove(name string) error {
 		return err
 	}
 	if in.kind() != modeDir {
-		if err := w.broken(w.unlink(in.ino)); err != nil {
+		if err := w.broken(w.unlink(in.ino, d, base)); err != nil {
 			return err
 		}
 	} else {
@@ -754,8 +778,8 @@ func (w *Writer) remove(name string) error {
 	return nil
 }
 
-// unlink takes one name from a file, and the file with its last name.
-func (w *Writer) unlink(ino uint64) error {
+// unlink takes one name, that in d, from a file, and the file with its last name.
+func (w *Writer) unlink(ino uint64, d *folder, name string) error {
 	in, err := w.inode(ino)
 	if err != nil {
 		return err
@@ -765,6 +789,20 @@ func (w *Writer) unlink(ino uint64) error {
 		in.nlink--
 		in.changeCount++
 		in.ctime = in.stamp(w.o.Now)
+		if w.sb.inc&incParent != 0 {
+			attrs, err := w.readAttrs(in)
+			if err != nil {
+				return err
+			}
+			p := d.pointer(name)
+			i := slices.Index(attrs, p)
+			if i < 0 {
+				return corrupt("inode %d: no parent pointer to folder %d as %q", ino, d.ino, name)
+			}
+			if err := w.rewrite(in, slices.Delete(attrs, i, i+1)); err != nil {
+				return err
+			}
+		}
 		return w.putInode(in)
 	}
 	return w.dropInode(in)
