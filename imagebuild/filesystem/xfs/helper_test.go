@@ -102,7 +102,17 @@ func mounted(t testing.TB, img string, opts string, f func(dir string)) {
 	mark := kernelMark(t)
 	run(t, "mount", "-t", "xfs", "-o", "nouuid,noatime,"+opts, dev, dir)
 	f(dir)
-	run(t, "umount", dir)
+	// A command that another test starts holds our files for a moment, between fork and exec.
+	for try := 0; ; try++ {
+		out, err := exec.Command("umount", dir).CombinedOutput()
+		if err == nil {
+			break
+		}
+		if try == 50 {
+			t.Fatalf("umount %s: %v\n%s", dir, err, out)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
 	said := kernelSaid(t, mark, filepath.Base(dev))
 	detach()
 	if len(said) > 0 {
