@@ -1,6 +1,8 @@
 # make demo   build, and bake the embedded demo disk
 # make test   install what the tests need (as root), run every check and test
-# make bench  the tables of docs/performance.md
+# make bench  the figures of docs/performance.md
+# make soak   the long forms of the random tests; make fuzz: every fuzz target for FUZZTIME
+# make inputs the demo's disks and image anew (needs root)
 
 export CGO_ENABLED := 0
 TAGS := containers_image_openpgp exclude_graphdriver_btrfs exclude_graphdriver_zfs containers_image_docker_daemon_stub
@@ -11,7 +13,7 @@ PACKAGES := attr btrfs-progs buildah ca-certificates crun cryptsetup-bin docker-
 	libcap2-bin lvm2 mmdebstrap mtools ostree podman policycoreutils qemu-system-x86 qemu-utils selinux-policy-default \
 	selinux-utils skopeo util-linux xfsprogs zstd
 
-.PHONY: all build demo test test-short check generate bench soak fuzz tools clean
+.PHONY: all build demo test check inputs bench soak fuzz tools clean
 
 all: build
 
@@ -47,7 +49,24 @@ tools:
 	fi
 
 bench: tools build
-	$(GO) test -tags "$(TAGS)" -run '^$$' -bench . -benchtime 1x -timeout 60m ./integration/...
+	$(GO) test -tags "$(TAGS)" -run '^$$' -bench . -benchtime 1x -timeout 90m ./integration/...
+	$(GO) test -tags "$(TAGS)" -run '^$$' -bench . -benchtime 1x -timeout 90m ./qcow ./storeseed ./imagebuild/...
+
+soak: tools
+	NODEBAKE_SOAK=1 $(GO) test -tags "$(TAGS)" -count 1 -timeout 12h ./...
+
+FUZZTIME ?= 60s
+fuzz:
+	@for p in $$($(GO) list -tags "$(TAGS)" ./...); do \
+		for f in $$($(GO) test -tags "$(TAGS)" -list '^Fuzz' $$p | grep '^Fuzz'); do \
+			echo "$$p $$f"; \
+			$(GO) test -tags "$(TAGS)" -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 5x $$p || exit 1; \
+		done; \
+	done
+
+inputs: tools
+	examples/demo/make-inputs.sh
+	examples/demo/make-ostree.sh
 
 clean:
 	rm -rf bin dist
