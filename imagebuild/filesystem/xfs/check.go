@@ -19,7 +19,7 @@ import (
 // for each inode.
 func (fs *FS) Check(ctx context.Context, fault func(error)) error {
 	c := &checker{ctx: ctx, fault: fault}
-	c.Writer = &Writer{FS: fs, memInode: map[uint64][]byte{}, memBlock: map[uint64][]byte{}, inodes: map[uint64][]byte{}}
+	c.Writer = &Writer{FS: fs}
 	if fs.w != nil {
 		return errors.New("xfs: Check of a filesystem that is being written")
 	}

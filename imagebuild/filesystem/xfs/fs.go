@@ -283,6 +283,11 @@ func (fs *FS) Open(name string) (*io.SectionReader, error) {
 	if in.flags&flagRealtime != 0 {
 		return nil, pathErr("open", name, unsupported("file on the realtime device"))
 	}
+	if fs.w != nil && fs.w.counting && in.nextents > 0 {
+		if _, ok := fs.w.memInode[in.ino]; ok {
+			return nil, pathErr("open", name, errors.New("contents are not kept while space is counted"))
+		}
+	}
 	exts, err := fs.extents(fork{in: in}, nil)
 	if err != nil {
 		return nil, pathErr("open", name, err)

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -332,4 +333,56 @@ func TestUpgraded(t *testing.T) {
 	repairClean(t, img)
 	mounted(t, img, "rw", func(dir string) { sameTree(t, "written", kernelTree(t, dir), want) })
 	repairClean(t, img)
+}
+
+// TestLabelsStayInline: a security label is in the inode, at the place where the kernel puts it.
+func TestLabelsStayInline(t *testing.T) {
+	needKernel(t)
+	img := mkfs(t, 320<<20)
+	label := "system_u:object_r:container_ro_file_t:s0\x00"
+	mounted(t, img, "rw", func(dir string) {
+		for _, n := range []string{"file", "dir", "link", "dev"} {
+			p := filepath.Join(dir, "kernel-"+n)
+			var err error
+			switch n {
+			case "file":
+				err = os.WriteFile(p, noise(1, 100), 0644)
+			case "dir":
+				err = os.Mkdir(p, 0755)
+			case "link":
+				err = os.Symlink("target", p)
+			default:
+				err = syscall.Mknod(p, syscall.S_IFCHR, 0)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := lsetxattr(p, "security.selinux", []byte(label)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+	w := openWriter(t, img)
+	x := map[string]string{xattrPrefix + "security.selinux": label}
+	mustAdd(t, w, &tar.Header{Name: "our-file", Typeflag: tar.TypeReg, PAXRecords: x}, noise(1, 100))
+	mustAdd(t, w, &tar.Header{Name: "our-dir", Typeflag: tar.TypeDir, PAXRecords: x}, nil)
+	mustAdd(t, w, &tar.Header{Name: "our-link", Typeflag: tar.TypeSymlink, Linkname: "target", PAXRecords: x}, nil)
+	mustAdd(t, w, &tar.Header{Name: "our-dev", Typeflag: tar.TypeChar, PAXRecords: x}, nil)
+	commit(t, w)
+	repairClean(t, img)
+	f := openReader(t, img)
+	for _, n := range []string{"file", "dir", "link", "dev"} {
+		a, err := f.resolve("our-" + n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := f.resolve("kernel-" + n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if a.format != b.format || a.aformat != fmtLocal || a.aformat != b.aformat || string(a.attrFork()[:4]) != string(b.attrFork()[:4]) {
+			t.Errorf("%s: formats %d and %d, the kernel's %d and %d", n, a.format, a.aformat, b.format, b.aformat)
+		}
+		t.Logf("%s: fork offset %d, the kernel's %d", n, a.forkoff, b.forkoff)
+	}
 }

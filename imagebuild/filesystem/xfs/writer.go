@@ -66,14 +66,19 @@ type Writer struct {
 	phantomIno uint64
 
 	counting bool
-	memInode map[uint64][]byte // inodes while counting, without their zero tail
-	memBlock map[uint64][]byte // metadata blocks while counting
+	memInode map[uint64]slimInode // inodes while counting
+	labels   map[string]string    // attribute forks of memInode, of which many are the same
+	memBlock map[uint64][]byte    // metadata blocks while counting
 
 	inodes  map[uint64][]byte // cached inode blocks by fsblock, all of them changed
 	buf     []byte            // of contents
 	zeros   []byte
 	newAttr bool // attributes were written
 }
+
+// slimInode is an inode as it would be on disk: up to the end of its data fork, without the zeros there, and its
+// attribute fork.
+type slimInode struct{ head, attrs string }
 
 const (
 	holeUnit       = 64 << 10 // aligned zeros of this length become holes
@@ -102,7 +107,7 @@ func openWriterWith(d Device, size int64, o Options, noCRC bool) (*Writer, error
 	if err := fs.checkLog(); err != nil {
 		return nil, err
 	}
-	w := &Writer{FS: fs, o: o, counting: o.CountOnly, memInode: map[uint64][]byte{}, memBlock: map[uint64][]byte{}, inodes: map[uint64][]byte{}}
+	w := &Writer{FS: fs, o: o, counting: o.CountOnly, memInode: map[uint64]slimInode{}, labels: map[string]string{}, memBlock: map[uint64][]byte{}, inodes: map[uint64][]byte{}}
 	for i := uint32(0); i < fs.sb.agCount; i++ {
 		g, err := fs.readGroup(i)
 		if err != nil {
@@ -206,9 +211,12 @@ func (w *Writer) writeMeta(fsb uint64, b []byte) error {
 
 // cachedInode finds an inode that was changed since the disk was opened.
 func (w *Writer) cachedInode(ino uint64) (*inode, error, bool) {
-	if b, ok := w.memInode[ino]; ok {
+	if s, ok := w.memInode[ino]; ok {
 		raw := make([]byte, w.sb.inodeSize)
-		copy(raw, b)
+		copy(raw, s.head)
+		if off := int(raw[diForkoff]) * 8; off > 0 {
+			copy(raw[diCoreSize+off:], s.attrs)
+		}
 		in, err := w.decodeInode(raw, ino)
 		if err == nil && in.mode == 0 {
 			err = corrupt("inode %d is in use by a folder but free", ino)
@@ -228,9 +236,20 @@ func (w *Writer) cachedInode(ino uint64) (*inode, error, bool) {
 
 func (w *Writer) putInode(in *inode) error {
 	if w.counting {
+		var ok bool
 		raw := make([]byte, w.sb.inodeSize)
 		in.encode(raw, w.sb.metaUUID)
-		w.memInode[in.ino] = bytes.Clone(bytes.TrimRight(raw, "\x00"))
+		var s slimInode
+		if in.forkoff != 0 {
+			fork := raw[diCoreSize+int(in.forkoff)*8:]
+			if s.attrs, ok = w.labels[string(fork)]; !ok {
+				s.attrs = string(fork)
+				w.labels[s.attrs] = s.attrs
+			}
+			clear(fork)
+		}
+		s.head = string(bytes.TrimRight(raw, "\x00"))
+		w.memInode[in.ino] = s
 		return nil
 	}
 	fsb, off, err := w.sb.inoPlace(in.ino)
@@ -425,7 +444,11 @@ func (w *Writer) newInode(d *folder, mode uint16) *inode {
 	return in
 }
 
-func (w *Writer) dirty(d *folder) { d.dirty = true }
+// dirty keeps a folder in memory until Commit; it may have left the cache since it was looked up.
+func (w *Writer) dirty(d *folder) {
+	d.dirty = true
+	w.folders[d.ino] = d
+}
 
 // Add creates h.Name with the attributes of h; see the package documentation for the rules. Contents of a regular file
 // are read from r, exactly h.Size bytes. When the space runs out, Add goes on counting without an error, and Commit
