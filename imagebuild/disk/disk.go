@@ -85,7 +85,11 @@ func (d *Disk) open() error {
 	head = head[:n]
 	if qcow.IsQcow2(head) {
 		d.Format = Qcow2
-		d.Image, err = qcow.Open(io.NewSectionReader(f, 0, d.size), qcow.Options{Resolve: d.resolver()})
+		src, err := qcow.NewFileSource(f)
+		if err != nil {
+			return fmt.Errorf("%s: %w", path, err)
+		}
+		d.Image, err = qcow.Open(src, qcow.Options{Resolve: d.resolver()})
 		if err != nil {
 			return fmt.Errorf("%s: %w", path, err)
 		}
@@ -158,9 +162,7 @@ func (d *Disk) Uses(st os.FileInfo) bool {
 func (d *Disk) Close() error {
 	var err error
 	if d.Image != nil {
-		if c, ok := any(d.Image).(io.Closer); ok {
-			err = c.Close()
-		}
+		err = d.Image.Close()
 	}
 	return errors.Join(err, d.file.Close())
 }
