@@ -44,10 +44,12 @@ func crumbs(t *testing.T, unit, count int, args ...string) (img string, blockSiz
 // TestFragmentedFile writes a file where free space is single blocks: its extents need a tree of several levels.
 func TestFragmentedFile(t *testing.T) {
 	needKernel(t)
-	for _, args := range []string{"-b size=1024 -m rmapbt=1", "-m reflink=0 -i nrext64=1"} {
-		img, bs := crumbs(t, 1, 24000, strings.Fields(args)...)
+	for args, files := range map[string]int{"-b size=1024 -m rmapbt=1": 70000, "-m reflink=0 -i nrext64=1": 24000} {
+		img, bs := crumbs(t, 1, files, strings.Fields("--unsupported -d agcount=1 "+args)...)
 		w := openWriter(t, img)
-		content := noise(1, 10000*bs)
+		// The longest runs go first; what is left after this is single blocks.
+		s := w.Space()
+		content := noise(1, int(s.FreeBlocks-s.NeedBlocks-2500)*bs)
 		mustAdd(t, w, file("fragmented", 0), content)
 		for i := 0; i < 60; i++ { // a folder whose blocks lie apart, and its extents too many for the inode
 			mustAdd(t, w, &tar.Header{Name: fmt.Sprintf("c/%d-%s", i, strings.Repeat("n", 240)), Typeflag: tar.TypeSymlink, Linkname: strings.Repeat("l", 1000)}, nil)
@@ -64,10 +66,16 @@ func TestFragmentedFile(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if level, _, _ := bmdrShape(in.dataFork()); in.format != fmtBtree || level < 1 || in.nextents < 3000 {
+		if level, _, _ := bmdrShape(in.dataFork()); in.format != fmtBtree || level < 1 || in.nextents < 1000 {
 			t.Errorf("format %d, level %d, %d extents: the test does not test what it should", in.format, level, in.nextents)
 		} else {
 			t.Logf("%d extents in a tree of %d levels under the root", in.nextents, level)
+		}
+		if in, err := f.resolve("c"); err != nil || in.format != fmtBtree {
+			t.Errorf("the large folder's extents are not in a tree: %v", err)
+		}
+		if in, err := f.resolve("attrs"); err != nil || in.aformat != fmtBtree {
+			t.Errorf("the attributes' extents are not in a tree: %v", err)
 		}
 		var want tree
 		mounted(t, img, "rw", func(dir string) {

@@ -36,6 +36,9 @@ func needKernel(t testing.TB) {
 			why = tool + " is not installed"
 		}
 	}
+	if why == "" && exec.Command("losetup", "-f").Run() != nil {
+		why = "no loop devices"
+	}
 	if b, _ := os.ReadFile("/proc/filesystems"); !strings.Contains(string(b), "\txfs\n") {
 		why = "the kernel has no XFS"
 	}

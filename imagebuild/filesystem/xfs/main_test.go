@@ -14,7 +14,7 @@ func TestMain(m *testing.M) {
 	unshare, err := exec.LookPath("unshare")
 	if err == nil && os.Getuid() == 0 && os.Getenv(done) == "" {
 		self, err := os.Executable()
-		if err == nil {
+		if err == nil && exec.Command(unshare, "--mount", "--propagation", "private", "true").Run() == nil {
 			os.Setenv(done, "1")
 			args := append([]string{unshare, "--mount", "--propagation", "private", "--", self}, os.Args[1:]...)
 			syscall.Exec(unshare, args, os.Environ())

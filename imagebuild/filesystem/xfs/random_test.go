@@ -116,7 +116,11 @@ func (m *model) step(t *testing.T, w *Writer) {
 			t.Fatal(err)
 		}
 	}
-	switch op := m.rng.Intn(100); {
+	op := m.rng.Intn(100)
+	if len(m.files) > 1200 && op < 50 {
+		op = 80 // remove
+	}
+	switch {
 	case op < 40:
 		h, b := m.header(tar.TypeReg), m.content()
 		h.Size = int64(len(b))
@@ -244,7 +248,11 @@ func TestRandom(t *testing.T) {
 	for i, args := range all {
 		t.Run(fmt.Sprint(i), func(t *testing.T) {
 			t.Parallel()
-			img := mkfs(t, 600<<20, strings.Fields(args)...)
+			size := int64(600 << 20)
+			if os.Getenv("NODEBAKE_SOAK") != "" {
+				size = 4 << 30
+			}
+			img := mkfs(t, size, strings.Fields(args)...)
 			reflink := !strings.Contains(args, "reflink=0")
 			m := &model{rng: rand.New(rand.NewSource(s + int64(i))), files: tree{}}
 			mounted(t, img, "rw", func(dir string) { m.files["."] = kernelRecord(t, dir) })
