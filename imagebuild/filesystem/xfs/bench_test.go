@@ -119,3 +119,21 @@ func BenchmarkOpen(b *testing.B) {
 		}
 	}
 }
+
+func BenchmarkCheck(b *testing.B) {
+	needRepair(b)
+	img := mkfs(b, 15<<30)
+	w := openWriter(b, img)
+	bakeFiles(b, w, 100000, 4<<10, 0, 0)
+	commit(b, w)
+	f := openReader(b, img)
+	stop := peak()
+	b.ResetTimer()
+	for i := 0; i < b.N; i++ {
+		if err := f.Check(context.Background(), func(err error) { b.Error(err) }); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.StopTimer()
+	b.ReportMetric(stop(), "MiB-heap")
+}

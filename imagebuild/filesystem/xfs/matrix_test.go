@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -174,4 +175,54 @@ func exercise(t *testing.T, f form, seed int64) {
 		got := kernelTree(t, dir)
 		sameTree(t, "written again", got, want0(want, got))
 	})
+}
+
+// randomForm combines what mkfs.xfs offers, at random.
+func randomForm(rng *rand.Rand) form {
+	pick := func(v ...int) int { return v[rng.Intn(len(v))] }
+	block := pick(1024, 2048, 4096, 4096, 8192, 16384, 65536)
+	inode := min(pick(512, 512, 1024, 2048), block/2)
+	finobt := rng.Intn(4) > 0
+	args := fmt.Sprintf("-b size=%d -i size=%d,sparse=%d,nrext64=%d,maxpct=%d -s size=%d -n size=%d -m rmapbt=%d,reflink=%d,bigtime=%d,finobt=%d,inobtcount=%d",
+		block, inode, pick(0, 1, 1), pick(0, 1), pick(0, 25, 50), pick(512, min(4096, block)), max(block, pick(4096, 8192, 16384, 65536)),
+		pick(0, 1), pick(0, 1, 1), pick(0, 1, 1), btoi(finobt), btoi(finobt && rng.Intn(3) > 0))
+	size := int64(400 + rng.Intn(500))
+	if block == 65536 {
+		size += 600
+	}
+	if rng.Intn(3) == 0 {
+		args += fmt.Sprintf(" -d agsize=%db", (size<<20/int64(block)/int64(pick(2, 3, 4)))-int64(rng.Intn(700)))
+	}
+	if rng.Intn(4) == 0 && block <= 32768 {
+		args += fmt.Sprintf(" -d su=%dk,sw=%d -l su=%dk", pick(32, 64, 128), pick(2, 3, 8), pick(32, 64, 256))
+	}
+	return form{name: args, args: args, size: size, full: rng.Intn(3) == 0, many: pick(40, 300, 700, 2500)}
+}
+
+func TestRandomForms(t *testing.T) {
+	needKernel(t)
+	s := seed(t, "forms")
+	n := 2
+	if os.Getenv("NODEBAKE_SOAK") != "" {
+		n = 60
+	}
+	rng := rand.New(rand.NewSource(s))
+	for i := 0; i < n; i++ {
+		f := randomForm(rng)
+		t.Run(fmt.Sprint(i), func(t *testing.T) {
+			t.Parallel()
+			t.Logf("%d MiB, %s, full: %v", f.size, f.args, f.full)
+			// Some combinations are too small for the log that they ask for.
+			probe := filepath.Join(t.TempDir(), "probe")
+			if err := os.WriteFile(probe, nil, 0600); err != nil {
+				t.Fatal(err)
+			}
+			os.Truncate(probe, f.size<<20)
+			if out, err := exec.Command("mkfs.xfs", append(strings.Fields("-q -N "+f.args), probe)...).CombinedOutput(); err != nil {
+				first, _, _ := strings.Cut(string(out), "\n")
+				t.Skip(first)
+			}
+			exercise(t, f, s+int64(i))
+		})
+	}
 }
