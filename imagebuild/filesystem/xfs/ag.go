@@ -225,7 +225,7 @@ func (w *Writer) loadChunks(g *group, old func(uint32)) error {
 			have, nfree = uint64(r[6]), uint64(r[7])
 		}
 		hole := c.holeBits()
-		if uint64(c.start) < next || c.start%min(inodesPerRec, uint32(1)<<sb.inopLog) != 0 || uint64(c.start)+uint64(bits.Len64(^hole)) > maxIno {
+		if uint64(c.start) < next || c.start>>sb.inopLog < sb.firstBlock() || c.start%min(inodesPerRec, uint32(1)<<sb.inopLog) != 0 || uint64(c.start)+uint64(bits.Len64(^hole)) > maxIno {
 			return corrupt("group %d: inode chunk at %d", g.no, c.start)
 		}
 		if have != uint64(inodesPerRec-bits.OnesCount64(hole)) || nfree != uint64(bits.OnesCount64(c.free&^hole)) || c.free&hole != hole {

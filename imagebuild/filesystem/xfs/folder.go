@@ -27,6 +27,8 @@ type folder struct {
 	attrs    []attr // sorted as they were given
 	inherit  inherited
 	gen      uint32 // generation of its inode
+	planned  bool   // growth is what Commit will add to its blocks
+	growth   int64
 }
 
 // pointer is the attribute that leads from a file back to its name in d.

@@ -279,7 +279,7 @@ func (s *superblock) agOff(ag, block uint32) int64 {
 // daddr is a block's address in 512-byte sectors, as block headers carry it.
 func (s *superblock) daddr(fsb uint64) uint64 { return uint64(s.off(fsb)) >> 9 }
 
-// validRun says whether n blocks from fsb lie inside one group.
+// validRun says whether n blocks from fsb lie inside one group and behind its headers.
 func (s *superblock) validRun(fsb, n uint64) bool {
 	ag := fsb >> s.agBlockLog
 	if ag >= uint64(s.agCount) {
@@ -287,7 +287,7 @@ func (s *superblock) validRun(fsb, n uint64) bool {
 	}
 	b := fsb & (1<<s.agBlockLog - 1)
 	l := uint64(s.agLen(uint32(ag)))
-	return b < l && n <= l-b
+	return b >= uint64(s.firstBlock()) && b < l && n <= l-b
 }
 
 func (s *superblock) inoAG(ino uint64) (ag, agino uint32) {
@@ -307,7 +307,7 @@ func (s *superblock) inoPlace(ino uint64) (fsb uint64, off int, err error) {
 	}
 	ag, agino := s.inoAG(ino)
 	b := agino >> s.inopLog
-	if b >= s.agLen(ag) {
+	if b < s.firstBlock() || b >= s.agLen(ag) {
 		return 0, 0, corrupt("inode number %d is outside its allocation group", ino)
 	}
 	return s.fsb(ag, b), int(agino&(1<<s.inopLog-1)) << s.inodeLog, nil

@@ -125,7 +125,8 @@ func openWriterWith(d Device, size int64, o Options, noCRC bool) (*Writer, error
 	return w, nil
 }
 
-// Space counts so far; folders that changed are counted as Commit will lay them out.
+// Space counts so far; folders that changed are counted as Commit will lay them out. It is cheap: only folders that
+// changed since the last call are looked at.
 func (w *Writer) Space() Space {
 	s := Space{
 		BlockSize: int64(w.sb.blockSize), FreeBlocks: w.freeAtOpen, NeedBlocks: w.peak,
@@ -133,9 +134,10 @@ func (w *Writer) Space() Space {
 	}
 	pending := w.used
 	for _, d := range w.folders {
-		if d.dirty {
-			pending += w.pendingBlocks(d)
+		if d.dirty && !d.planned {
+			d.growth, d.planned = w.pendingBlocks(d), true
 		}
+		pending += d.growth
 	}
 	s.NeedBlocks = max(s.NeedBlocks, pending)
 	return s
@@ -446,7 +448,7 @@ func (w *Writer) newInode(d *folder, mode uint16) *inode {
 
 // dirty keeps a folder in memory until Commit; it may have left the cache since it was looked up.
 func (w *Writer) dirty(d *folder) {
-	d.dirty = true
+	d.dirty, d.planned = true, false
 	w.folders[d.ino] = d
 }
 
