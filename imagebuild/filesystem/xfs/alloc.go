@@ -151,10 +151,15 @@ func (w *Writer) allocRun(want uint64) (fsb uint64, n uint32, err error) {
 		}
 		w.giveUp()
 	}
-	w.charge(nil, int64(want))
+	// Phantom blocks lie in groups behind the last, so that each has an address of its own.
 	fsb = w.phantom
-	w.phantom += want
-	return fsb, uint32(want), nil
+	ag, b := w.sb.split(fsb)
+	n = uint32(min(want, uint64(w.sb.agBlocks-b)))
+	if w.phantom += uint64(n); b+n == w.sb.agBlocks {
+		w.phantom = w.sb.fsb(ag+1, 0)
+	}
+	w.charge(nil, int64(n))
+	return fsb, n, nil
 }
 
 // take cuts up to want blocks off the group's active region, choosing a new region when it is used up.

@@ -221,7 +221,7 @@ func (w *Writer) writeDirBlocks(d *folder, in *inode, p *dirPlan) error {
 	}
 	d3 := func(b []byte, magic uint32, fsb uint64) {
 		be.PutUint32(b, magic)
-		be.PutUint64(b[d3Blkno:], w.daddr(fsb))
+		be.PutUint64(b[d3Blkno:], w.sb.daddr(fsb))
 		copy(b[d3UUID:], w.sb.metaUUID[:])
 		be.PutUint64(b[d3Owner:], in.ino)
 		setCRC(b, d3CRC)

@@ -157,24 +157,16 @@ func (w *Writer) remoteHeader(b []byte, magic uint32, off, n int, owner, fsb, ls
 	be.PutUint32(b[rmBytes:], uint32(n))
 	copy(b[rmUUID:], w.sb.metaUUID[:])
 	be.PutUint64(b[rmOwner:], owner)
-	be.PutUint64(b[rmBlkno:], w.daddr(fsb))
+	be.PutUint64(b[rmBlkno:], w.sb.daddr(fsb))
 	be.PutUint64(b[rmLSN:], lsn)
 	setCRC(b, rmCRC)
-}
-
-// daddr is the address that a block header carries; blocks that are only counted have none.
-func (w *Writer) daddr(fsb uint64) uint64 {
-	if w.isPhantom(fsb) {
-		return 0
-	}
-	return w.sb.daddr(fsb)
 }
 
 func (w *Writer) daHeader(b []byte, magic uint16, forw, back uint32, owner, fsb uint64, count, level int) {
 	be.PutUint32(b[daForw:], forw)
 	be.PutUint32(b[daBack:], back)
 	be.PutUint16(b[daMagic:], magic)
-	be.PutUint64(b[daBlkno:], w.daddr(fsb))
+	be.PutUint64(b[daBlkno:], w.sb.daddr(fsb))
 	copy(b[daUUID:], w.sb.metaUUID[:])
 	be.PutUint64(b[daOwner:], owner)
 	be.PutUint16(b[daCount:], uint16(count))

@@ -43,6 +43,12 @@ func Open(r io.ReaderAt, size int64) (*FS, error) {
 func (fs *FS) Info() Info { return fs.sb.info() }
 
 func (fs *FS) readAt(p []byte, off int64) error {
+	if fs.w != nil {
+		if b, ok := fs.w.memBlock[off]; ok {
+			clear(p[copy(p, b):])
+			return nil
+		}
+	}
 	if off < 0 || off > fs.size-int64(len(p)) {
 		return corrupt("reading %d bytes at %d, past the device's %d", len(p), off, fs.size)
 	}

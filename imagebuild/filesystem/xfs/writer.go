@@ -68,7 +68,7 @@ type Writer struct {
 	counting bool
 	memInode map[uint64]slimInode // inodes while counting
 	labels   map[string]string    // attribute forks of memInode, of which many are the same
-	memBlock map[uint64][]byte    // metadata blocks while counting
+	memBlock map[int64][]byte     // metadata blocks while counting, by offset, without their zero tail
 
 	inodes  map[uint64][]byte // cached inode blocks by fsblock, all of them changed
 	buf     []byte            // of contents
@@ -107,7 +107,7 @@ func openWriterWith(d Device, size int64, o Options, noCRC bool) (*Writer, error
 	if err := fs.checkLog(); err != nil {
 		return nil, err
 	}
-	w := &Writer{FS: fs, o: o, counting: o.CountOnly, memInode: map[uint64]slimInode{}, labels: map[string]string{}, memBlock: map[uint64][]byte{}, inodes: map[uint64][]byte{}}
+	w := &Writer{FS: fs, o: o, counting: o.CountOnly, memInode: map[uint64]slimInode{}, labels: map[string]string{}, memBlock: map[int64][]byte{}, inodes: map[uint64][]byte{}}
 	for i := uint32(0); i < fs.sb.agCount; i++ {
 		g, err := fs.readGroup(i)
 		if err != nil {
@@ -158,14 +158,7 @@ func (v *wdev) ReadAt(p []byte, off int64) (int, error) {
 			return 0, err
 		}
 	}
-	n, err := v.d.ReadAt(p, off)
-	if v.w.counting && n == len(p) {
-		if b, ok := v.w.memBlock[uint64(off)]; ok {
-			clear(p)
-			copy(p, b)
-		}
-	}
-	return n, err
+	return v.d.ReadAt(p, off)
 }
 
 func (v *wdev) flush() error {
@@ -201,11 +194,8 @@ func (v *wdev) write(p []byte, off int64) error {
 
 // writeMeta writes whole blocks of metadata.
 func (w *Writer) writeMeta(fsb uint64, b []byte) error {
-	if w.isPhantom(fsb) {
-		return nil
-	}
 	if w.counting {
-		w.memBlock[uint64(w.sb.off(fsb))] = bytes.Clone(bytes.TrimRight(b, "\x00"))
+		w.memBlock[w.sb.off(fsb)] = bytes.Clone(bytes.TrimRight(b, "\x00"))
 		return nil
 	}
 	return w.dev.write(b, w.sb.off(fsb))
