@@ -142,7 +142,11 @@ func Find(d *disk.Disk, choice string) (*Root, error) {
 
 // none explains why no root was found, most likely cause first.
 func none(parts []disk.Partition, broken []error, choice string) error {
-	if len(broken) > 0 {
+	switch len(broken) {
+	case 0:
+	case 1:
+		return broken[0]
+	default:
 		return fmt.Errorf("%w: %w", ErrNoRoot, errors.Join(broken...))
 	}
 	var unwritable []disk.Partition
