@@ -113,8 +113,17 @@ func Bake(ctx context.Context, spec Spec) (*Report, error) {
 	if b.Progress == nil {
 		b.Progress = io.Discard
 	}
-	err := b.run(ctx)
-	return b.report, err
+	var err error
+	if b.Store, err = cleanStore(b.Store); err != nil {
+		return b.report, err
+	}
+	if len(b.Images) == 0 {
+		return b.report, fmt.Errorf("%w: no image is named; give --image or --images-from", ErrUsage)
+	}
+	if b.Format == "" {
+		b.Format = FormatOf(b.Output)
+	}
+	return b.report, b.run(ctx)
 }
 
 type bake struct {
@@ -136,10 +145,14 @@ type edit struct {
 }
 
 func (b *bake) run(ctx context.Context) error {
-	if err := b.prepare(); err != nil {
+	var err error
+	if b.base, err = OpenDisk(b.Base, b.Root); err != nil {
 		return err
 	}
 	defer b.base.Close()
+	if err := b.prepare(); err != nil {
+		return err
+	}
 	defer func() {
 		for _, i := range b.images {
 			i.Close()
@@ -174,14 +187,14 @@ func (b *bake) run(ctx context.Context) error {
 // a registry that does not answer ends the bake at once, and the newest creation time is known.
 func (b *bake) openImages(ctx context.Context) error {
 	var newest time.Time
-	for n, src := range b.sources {
+	for _, src := range b.sources {
 		retries := 0
 		if src.Ref.Transport().Name() == "docker" {
 			retries = pullRetries
 		}
 		i, err := storeseed.Open(ctx, storeseed.PullOptions{Source: src, Platform: b.platform, ReportWriter: b.Progress, Retries: retries, Log: b.Log})
 		if err != nil {
-			return fmt.Errorf("image %s: %w", b.Images[n], err)
+			return err
 		}
 		b.images = append(b.images, i)
 		if c := i.Created(); c.After(newest) {
@@ -220,26 +233,9 @@ func (b *bake) check(ctx context.Context, target *output.Target) error {
 	return nil
 }
 
-// prepare checks all that can be checked before a byte is copied.
+// prepare checks all that can be checked before an image is asked for or a byte is copied.
 func (b *bake) prepare() error {
 	var err error
-	if b.Store, err = cleanStore(b.Store); err != nil {
-		return err
-	}
-	if len(b.Images) == 0 {
-		return fmt.Errorf("%w: no image is named; give --image or --images-from", ErrUsage)
-	}
-	if b.Format == "" {
-		b.Format = FormatOf(b.Output)
-	}
-	if b.base, err = OpenDisk(b.Base, b.Root); err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			b.base.Close()
-		}
-	}()
 	d, root := b.base.Disk, b.base.Root
 	b.report.Base = DiskReport{Path: b.Base, Format: d.Format, Size: d.Size()}
 	b.report.Root = RootReport{root.Partition, root.Why, root.Release, root.Info.FreeBlocks, root.Info.BlockSize}
@@ -249,22 +245,22 @@ func (b *bake) prepare() error {
 	}
 	b.Log.Infof("root is %s: %s", root.Partition, osName(root.Release))
 	if !b.DryRun {
-		if err = output.Check(d, b.Output, b.Force); err != nil {
+		if err := output.Check(d, b.Output, b.Force); err != nil {
 			return err
 		}
 	}
-	if err = b.choosePlatform(); err != nil {
+	if err := b.choosePlatform(); err != nil {
 		return err
 	}
 	if b.storeRoot, err = root.Writable(root.Systems[0], b.Store); err != nil {
 		return err
 	}
-	if err = b.planEdits(); err != nil {
+	if err := b.planEdits(); err != nil {
 		return err
 	}
 	for _, i := range b.Images {
-		ref, names, perr := storeseed.ParseReference(b.System, i)
-		if err = perr; err != nil {
+		ref, names, err := storeseed.ParseReference(b.System, i)
+		if err != nil {
 			return err
 		}
 		b.sources = append(b.sources, storeseed.Source{Ref: ref, Names: names, System: b.System})
@@ -403,7 +399,7 @@ func (b *bake) write(ctx context.Context, dev device, count bool) error {
 		b.Log.Infof("image %d of %d: %s", i+1, len(b.images), b.Images[i])
 		res, err := store.PullOpened(ctx, image)
 		if err != nil {
-			return fmt.Errorf("image %s: %w", b.Images[i], err)
+			return err
 		}
 		b.report.Images = append(b.report.Images, ImageReport{b.Images[i], res})
 		for _, l := range res.Layers {

@@ -258,7 +258,7 @@ func (s *Store) PullOpened(ctx context.Context, i *Opened) (Result, error) {
 }
 
 func refName(r types.ImageReference) string {
-	return r.Transport().Name() + ":" + r.StringWithinTransport()
+	return r.Transport().Name() + ":" + strings.TrimSuffix(r.StringWithinTransport(), ":")
 }
 
 func mayRetry(ctx context.Context, err error) bool {
