@@ -87,9 +87,10 @@ func (w *Writer) budget() {
 	sb := w.sb
 	for _, g := range w.groups {
 		fl := w.minFreeList(int(be.Uint32(g.agf[agfBnoLevel:])), int(be.Uint32(g.agf[agfCntLevel:])), int(be.Uint32(g.agf[agfRmapLevel:])))
-		g.avail = int64(g.freeBlks) + int64(g.flCount) - w.reserved(g) - int64(max(fl+4, setAside))
-		g.avail = max(0, min(g.avail, int64(g.freeBlks)))
-		w.total += g.avail
+		avail := int64(g.freeBlks) + int64(g.flCount) - w.reserved(g) - int64(max(fl+4, setAside))
+		avail = min(avail, int64(g.freeBlks))
+		w.total += avail // what one group lacks, the kernel keeps back from the others
+		g.avail = max(0, avail)
 		w.icount += uint64(g.icount)
 		w.ifree += uint64(g.ifree)
 	}
