@@ -277,7 +277,7 @@ func (fs *FS) readRemote(in *inode, exts []extent, blk uint32, size int) (string
 			return "", err
 		}
 		n := int(be.Uint32(buf[rmBytes:]))
-		if n == 0 || n > len(buf)-rmHdr || n > size-len(out) {
+		if n <= 0 || n > len(buf)-rmHdr || n > size-len(out) {
 			return "", corrupt("inode %d: attribute value block %#x of %d bytes", in.ino, fsb, n)
 		}
 		out = append(out, buf[rmHdr:rmHdr+n]...)

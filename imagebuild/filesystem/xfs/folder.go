@@ -128,7 +128,7 @@ func (d *folder) index(i int) {
 
 // add appends an entry whose name is not there yet.
 func (d *folder) add(name []byte, ino uint64, ftype byte) error {
-	if len(d.ents) >= 1<<30 || len(d.names)+len(name) > 1<<32-1 {
+	if len(d.ents) >= 1<<30 || uint64(len(d.names))+uint64(len(name)) > 1<<32-1 {
 		return corrupt("inode %d: a folder of %d entries is more than can be handled", d.ino, len(d.ents))
 	}
 	d.ents = append(d.ents, dirent{ino: ino, off: uint32(len(d.names)), nlen: uint8(len(name)), ftype: ftype})

@@ -331,7 +331,7 @@ func (fs *FS) readlink(in *inode) (string, error) {
 			return "", err
 		}
 		n := int(be.Uint32(buf[rmBytes:]))
-		if n > len(buf)-rmHdr || len(out)+n > int(in.size) {
+		if n < 0 || n > len(buf)-rmHdr || len(out)+n > int(in.size) {
 			return "", corrupt("inode %d: symlink block %#x of %d bytes", in.ino, e.start, n)
 		}
 		out = append(out, buf[rmHdr:rmHdr+n]...)

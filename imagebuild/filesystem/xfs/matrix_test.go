@@ -196,7 +196,7 @@ func randomForm(rng *rand.Rand) form {
 	if rng.Intn(4) == 0 && block <= 32768 {
 		args += fmt.Sprintf(" -d su=%dk,sw=%d -l su=%dk", pick(32, 64, 128), pick(2, 3, 8), pick(32, 64, 256))
 	}
-	return form{name: args, args: args, size: size, full: rng.Intn(3) == 0, many: pick(40, 300, 700, 2500)}
+	return form{name: args, args: args, size: size, full: rng.Intn(3) == 0 && block <= 4096, many: pick(40, 300, 700, 2500)}
 }
 
 func TestRandomForms(t *testing.T) {
