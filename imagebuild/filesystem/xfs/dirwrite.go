@@ -9,7 +9,7 @@ import (
 type dirPlan struct {
 	short  int // bytes of the inline form; the others are zero then
 	wide   bool
-	ends   []int // of each data block in the folder's live entries; block form has one
+	ends   []int // where in the folder's entries each data block ends; block form has one
 	leaves int   // leaf blocks; 0: block form
 	nodes  []int
 	frees  int // free index blocks; 0: one leaf holds the index
@@ -23,7 +23,7 @@ func (p *dirPlan) dirBlocks() int {
 	return n
 }
 
-// blocks is the space of a folder in filesystem blocks, without an extent tree.
+// dirFsBlocks is the space of a folder in filesystem blocks, without an extent tree.
 func (w *Writer) dirFsBlocks(p *dirPlan) int64 {
 	return int64(p.dirBlocks()) * int64(w.sb.dirBlock/w.sb.blockSize)
 }

@@ -134,7 +134,10 @@ func TestErrors(t *testing.T) {
 	img := mkfs(t, 320<<20)
 	w := openWriter(t, img)
 	mustAdd(t, w, &tar.Header{Name: "d", Typeflag: tar.TypeDir, Mode: 0755}, nil)
-	mustAdd(t, w, file("d/f", 0), []byte("content"))
+	mustAdd(t, w, &tar.Header{Name: "d/f", Typeflag: tar.TypeReg, Mode: 0120644}, []byte("content"))
+	if h, err := w.Stat("d/f"); err != nil || h.Typeflag != tar.TypeReg || h.Mode != 0644 {
+		t.Errorf("%+v %v", h, err)
+	}
 	mustAdd(t, w, &tar.Header{Name: "l", Typeflag: tar.TypeSymlink, Linkname: "d"}, nil)
 	for _, c := range []struct {
 		name string
@@ -161,7 +164,6 @@ func TestErrors(t *testing.T) {
 		{"link to nothing", tar.Header{Name: "s", Typeflag: tar.TypeLink, Linkname: "gone"}, fs.ErrNotExist},
 		{"link over file", tar.Header{Name: "d/f", Typeflag: tar.TypeLink, Linkname: "d/f"}, fs.ErrExist},
 		{"device", tar.Header{Name: "s", Typeflag: tar.TypeChar, Devmajor: 512}, fs.ErrInvalid},
-		{"mode", tar.Header{Name: "s", Typeflag: tar.TypeReg, Mode: 0100644}, fs.ErrInvalid},
 		{"owner", tar.Header{Name: "s", Typeflag: tar.TypeReg, Uid: -1}, fs.ErrInvalid},
 		{"type", tar.Header{Name: "s", Typeflag: 'x'}, fs.ErrInvalid},
 		{"xattr namespace", tar.Header{Name: "s", Typeflag: tar.TypeReg, PAXRecords: map[string]string{xattrPrefix + "system.x": ""}}, ErrUnsupported},

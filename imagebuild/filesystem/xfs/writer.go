@@ -363,10 +363,11 @@ var modeOfType = map[byte]uint16{
 
 // setAttrs puts a header's attributes into an inode.
 func (w *Writer) setAttrs(in *inode, h *tar.Header) error {
-	if h.Mode&^07777 != 0 || h.Uid < 0 || h.Gid < 0 || uint64(h.Uid) > 1<<32-2 || uint64(h.Gid) > 1<<32-2 {
-		return fmt.Errorf("mode %#o, owner %d:%d: %w", h.Mode, h.Uid, h.Gid, iofs.ErrInvalid)
+	if h.Uid < 0 || h.Gid < 0 || uint64(h.Uid) > 1<<32-2 || uint64(h.Gid) > 1<<32-2 {
+		return fmt.Errorf("owner %d:%d: %w", h.Uid, h.Gid, iofs.ErrInvalid)
 	}
-	in.mode = in.kind() | uint16(h.Mode)
+	// Some archives carry the file type in the mode as well; Typeflag alone decides.
+	in.mode = in.kind() | uint16(h.Mode&07777)
 	in.uid, in.gid = uint32(h.Uid), uint32(h.Gid)
 	m := h.ModTime
 	if m.IsZero() {
