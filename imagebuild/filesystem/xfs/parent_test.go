@@ -15,8 +15,8 @@ import (
 
 // xfsprogs 6.1 cannot make filesystems with parent pointers, but a new filesystem has only a root, which has none:
 // setting the bit makes one, for the kernel to fill and to judge.
-func mkfsParent(t *testing.T, args ...string) string {
-	img := mkfs(t, 320<<20, args...)
+func mkfsParent(t testing.TB, size int64, args ...string) string {
+	img := mkfs(t, size, args...)
 	f, _ := openImage(t, img)
 	b := make([]byte, 4096)
 	if _, err := f.ReadAt(b, 0); err != nil {
@@ -70,7 +70,7 @@ func kernelParents(t *testing.T, path string) []string {
 func TestParentPointers(t *testing.T) {
 	needKernel(t)
 	for i, args := range []string{"-m rmapbt=1 -i nrext64=1", "-b size=1024"} {
-		img := mkfsParent(t, strings.Fields(args)...)
+		img := mkfsParent(t, 320<<20, strings.Fields(args)...)
 		rng := rand.New(rand.NewSource(int64(i)))
 		want := tree{}
 		mounted(t, img, "rw", func(dir string) {

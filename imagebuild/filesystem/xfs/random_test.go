@@ -238,13 +238,14 @@ func TestRandom(t *testing.T) {
 	all := []string{
 		"-m rmapbt=1,reflink=1 -i nrext64=1",
 		"-b size=1024 -m rmapbt=1,reflink=1 -n size=4096",
+		"parent -m rmapbt=1,reflink=1 -i nrext64=1", // see mkfsParent
 		"-m reflink=1,finobt=1 -i size=1024",
 		"-m finobt=0,rmapbt=0,reflink=0,inobtcount=0,bigtime=0 -i sparse=0",
 		"-b size=65536 -m rmapbt=1",
 		"-d agcount=16 -m rmapbt=1 -b size=2048 -n size=8192",
 	}
 	if os.Getenv("NODEBAKE_SOAK") == "" {
-		all = all[:2]
+		all = all[:3]
 	}
 	for i, args := range all {
 		t.Run(fmt.Sprint(i), func(t *testing.T) {
@@ -253,7 +254,11 @@ func TestRandom(t *testing.T) {
 			if os.Getenv("NODEBAKE_SOAK") != "" {
 				size = 4 << 30
 			}
-			img := mkfs(t, size, strings.Fields(args)...)
+			make, clean := mkfs, repairClean
+			if rest, ok := strings.CutPrefix(args, "parent "); ok {
+				make, clean, args = mkfsParent, checkClean, rest
+			}
+			img := make(t, size, strings.Fields(args)...)
 			reflink := !strings.Contains(args, "reflink=0")
 			m := &model{rng: rand.New(rand.NewSource(s + int64(i))), files: tree{}}
 			mounted(t, img, "rw", func(dir string) { m.files["."] = kernelRecord(t, dir) })
@@ -266,13 +271,13 @@ func TestRandom(t *testing.T) {
 					m.step(t, w)
 				}
 				commit(t, w)
-				repairClean(t, img)
+				clean(t, img)
 				mounted(t, img, "rw", func(dir string) {
 					got := kernelTree(t, dir)
 					sameTree(t, fmt.Sprintf("round %d", r), got, want0(m.files, got))
 					m.kernelSteps(t, dir, 60, reflink)
 				})
-				repairClean(t, img)
+				clean(t, img)
 			}
 			got := ourTree(t, openReader(t, img))
 			sameTree(t, "our reading", got, want0(m.files, got))
