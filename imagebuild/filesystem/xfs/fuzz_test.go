@@ -212,9 +212,21 @@ func attack(m *sparseMem) {
 	walk(".", 0)
 	f.Check(context.Background(), func(error) {})
 
-	w, err := openUnchecked(m.clone())
+	attackWriter(m, false, false)
+	attackWriter(m, true, true)
+}
+
+func attackWriter(m *sparseMem, count, parent bool) {
+	c := m.clone()
+	w, err := openWriterWith(c, c.size, Options{Now: now, CountOnly: count}, true)
 	if err != nil {
 		return
+	}
+	if parent {
+		w.sb.inc |= incParent // so that links rewrite attributes
+		for _, n := range []string{"d/xattr-60", "d/sparse", "d/remote link", "d/dev"} {
+			w.Add(&tar.Header{Name: "block/" + strings.ReplaceAll(n, "/", "-"), Typeflag: tar.TypeLink, Linkname: n}, nil)
+		}
 	}
 	w.Add(&tar.Header{Name: "new", Typeflag: tar.TypeDir}, nil)
 	w.Add(file("new/file", 200<<10), &pattern{200 << 10})
@@ -224,11 +236,6 @@ func attack(m *sparseMem) {
 	w.Add(&tar.Header{Name: "leaf", Typeflag: tar.TypeDir, PAXRecords: map[string]string{xattrPrefix + "user.a": "b"}}, nil)
 	w.Add(&tar.Header{Name: "node/new", Typeflag: tar.TypeSymlink, Linkname: "x"}, nil)
 	w.Commit(context.Background())
-}
-
-// openUnchecked is OpenWriter without checksums.
-func openUnchecked(d Device) (*Writer, error) {
-	return openWriterWith(d, d.(*sparseMem).size, Options{Now: now}, true)
 }
 
 // hurt changes the disk where a fuzz target says: data is a list of (which block, where in it, new byte), four bytes each.
