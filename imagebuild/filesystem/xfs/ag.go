@@ -68,6 +68,9 @@ type group struct {
 	active span // data goes here
 	izone  span // inode chunks go here
 
+	// No room was found for a whole or sparse inode chunk, and nothing was freed since.
+	noChunk, noSparse bool
+
 	chunks    []chunkRec // sorted
 	withFree  []uint32   // starts of chunks that may have free inodes
 	inobtOld  int        // blocks of the inode tree on disk

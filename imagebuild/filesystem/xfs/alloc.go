@@ -309,6 +309,7 @@ func (w *Writer) release(fsb uint64, n uint32, owner, offset uint64) error {
 	if w.sb.ro&roRmapbt != 0 {
 		g.rmapDel = append(g.rmapDel, rmapRec{b, n, owner, offset})
 	}
+	g.noChunk, g.noSparse = false, false
 	for _, s := range g.unshare(span{b, n}) {
 		g.giveBack(s)
 		g.avail += int64(s.n)
@@ -520,8 +521,13 @@ func (g *group) takeChunk(n, align uint32) (span, bool) {
 		if s, ok := g.takeAligned(n, align, 0, g.length); ok {
 			return s, true
 		}
+		if g.noChunk {
+			return span{}, false
+		}
 		g.reclaim()
-		return g.takeAligned(n, align, 0, g.length)
+		s, ok := g.takeAligned(n, align, 0, g.length)
+		g.noChunk = !ok
+		return s, ok
 	}
 	s := span{g.izone.start, n}
 	g.izone.start += n
@@ -566,8 +572,12 @@ func (w *Writer) sparseChunk(g *group, full, align uint32) (span, bool) {
 		return span{}, false
 	}
 	hi -= full
-	g.reclaim()
 	s, ok := g.takeAligned(n, n, lo, hi+full-n)
+	if !ok && !g.noSparse {
+		g.reclaim()
+		s, ok = g.takeAligned(n, n, lo, hi+full-n)
+		g.noSparse = !ok
+	}
 	if !ok {
 		return span{}, false
 	}

@@ -18,6 +18,8 @@
 // copy-on-write view. The log is not written: the new metadata carries log sequence number 0, which the kernel accepts
 // as older than any log.
 //
+// Check reads a whole filesystem and reports every fault in it; the tests hold it against xfs_repair.
+//
 // # Rules of Add, Replace and Remove
 //
 // Names are relative to the root of the filesystem, cut at slashes, and of any bytes; "", "." and "/" are the root;
@@ -28,7 +30,8 @@
 // kernel does. Extended attributes come from PAXRecords with the prefix "SCHILY.xattr."; the namespaces are user,
 // trusted, security, and POSIX ACLs. TypeLink makes a hard link to the file called Linkname. An existing folder that
 // gains or loses entries gets Options.Now as its modification time, unless its times were set by Add. Aligned
-// stretches of 64 KiB of zeros become holes.
+// stretches of 64 KiB of zeros become holes. New files inherit project, extent size hints and flags from their folder
+// as they would from the kernel's.
 //
 // # Space
 //
