@@ -35,7 +35,7 @@ func startMachine(t testing.TB, n nodeDisk, disk, script string) *machine {
 	m.cmd = exec.Command("qemu-system-x86_64", "-machine", "q35", "-accel", "tcg,thread=multi", "-smp", "2", "-m", "2048",
 		"-display", "none", "-nodefaults", "-no-reboot", "-serial", "file:"+m.serial,
 		"-kernel", n.kernel, "-initrd", n.initrd,
-		"-append", `root=LABEL=root rw console=ttyS0 quiet mitigations=off systemd.firstboot=off systemd.default_device_timeout_sec=600 `+
+		"-append", n.options+` console=ttyS0 quiet mitigations=off systemd.firstboot=off systemd.default_device_timeout_sec=600 `+
 			`systemd.run="/bin/sh /dev/vdb" systemd.run_success_action=poweroff systemd.run_failure_action=poweroff`,
 		"-drive", "file="+disk+",if=none,id=root,format=qcow2", "-device", "virtio-blk-pci,drive=root",
 		"-drive", "file="+dir+"/script,if=none,id=script,format=raw,readonly=on", "-device", "virtio-blk-pci,drive=script")

@@ -400,8 +400,8 @@ func rootfsTar(kind string) (string, error) {
 	return filepath.Join(dir, "rootfs.tar"), err
 }
 
-// nodeDisk is the bootable Debian disk.
-type nodeDisk struct{ disk, kernel, initrd string }
+// nodeDisk is the bootable Debian disk, with what a boot loader would take from it.
+type nodeDisk struct{ disk, kernel, initrd, options string }
 
 // nodeRoot is the root partition's number on it.
 const nodeRoot = 4
@@ -415,7 +415,7 @@ var madeNodeDisk = sync.OnceValues(func() (nodeDisk, error) {
 		_, err := tool("testdata/nodedisk.sh", rootfs, dir)
 		return err
 	})
-	return nodeDisk{dir + "/disk.qcow2", dir + "/vmlinuz", dir + "/initrd"}, err
+	return nodeDisk{dir + "/disk.qcow2", dir + "/vmlinuz", dir + "/initrd", "root=LABEL=root rw"}, err
 })
 
 func debian(t testing.TB) nodeDisk {

@@ -109,9 +109,13 @@ func unmount(t testing.TB, dir string) {
 	check(t, unix.Unmount(dir, 0))
 }
 
-// fsck holds a partition against e2fsck; nothing may be found.
+// fsck holds a partition against e2fsck, or xfs_repair and the kernel; nothing may be found.
 func fsck(t testing.TB, raw string, number int) {
 	t.Helper()
+	if isXFS(t, raw, number) {
+		xfsRepair(t, raw, number)
+		return
+	}
 	p := area(t, raw, number)
 	// e2fsck takes an offset only through its own name syntax.
 	o := command(t, nil, "e2fsck", "-fn", fmt.Sprintf("%s?offset=%d", raw, p.start))

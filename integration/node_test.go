@@ -128,73 +128,7 @@ func TestNode(t *testing.T) {
 		checkStore(t, primaryCopy(t, n.store), false)
 	})
 
-	e := newEngine(t, n.store)
-	t.Run("podman images", func(t *testing.T) {
-		var want []string
-		for _, i := range checked {
-			want = append(want, fmt.Sprintf("%s true %s", images[i].name, images[i].facts(t).config.Encoded()))
-		}
-		got := strings.Split(e.do(t, "podman", "images", "--no-trunc", "--format", "{{.Repository}}:{{.Tag}} {{.ReadOnly}} {{.ID}}"), "\n")
-		for i := range got {
-			got[i] = strings.Replace(got[i], "sha256:", "", 1)
-		}
-		slices.Sort(want)
-		slices.Sort(got)
-		if !slices.Equal(want, got) {
-			t.Errorf("podman lists\n%s\nmust list\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
-		}
-	})
-	t.Run("run", func(t *testing.T) {
-		for image, steps := range map[string][][2]string{
-			"hello":  {{"/bin/entry", strings.TrimRight(helloPrints, "\n")}},
-			"debian": {{"/opt/app/entry", strings.TrimRight(helloPrints, "\n")}, {"ls /etc/cron.daily /var/lib/dpkg/info", "/etc/cron.daily:\n\n/var/lib/dpkg/info:\nonly"}},
-		} {
-			c := e.do(t, "buildah", "from", "--pull-never", images[image].name)
-			for _, s := range steps {
-				if got := e.do(t, "buildah", append([]string{"run", "--isolation", "chroot", c, "--"}, strings.Fields(s[0])...)...); got != s[1] {
-					t.Errorf("%s in %s printed %q, must print %q", s[0], image, got, s[1])
-				}
-			}
-			e.do(t, "buildah", "rm", c)
-		}
-	})
-	t.Run("by digest", func(t *testing.T) {
-		f := images["hello"].facts(t)
-		name := strings.TrimSuffix(images["hello"].name, ":1") + "@" + f.manifest.String()
-		if id := e.do(t, "podman", "image", "inspect", "--format", "{{.Id}}", name); id != f.config.Encoded() {
-			t.Errorf("%s is image %s, must be %s", name, id, f.config.Encoded())
-		}
-	})
-	t.Run("rmi refused", func(t *testing.T) {
-		o := e.try(t, "podman", "rmi", images["hello"].name)
-		if o.code == 0 || !strings.Contains(o.stderr, "read-only") && !strings.Contains(o.stderr, "read only") {
-			t.Errorf("%s", o)
-		}
-		e.do(t, "podman", "image", "exists", images["hello"].name)
-	})
-	t.Run("save is what podman's own store saves", func(t *testing.T) {
-		own := newEngine(t)
-		names := []string{"hello", "odd", "exact"}
-		if os.Getenv("NODEBAKE_SOAK") != "" {
-			names = checked // podman compresses every layer again
-		}
-		for _, i := range names {
-			own.do(t, "podman", "load", "-q", "-i", images[i].ociArchive)
-			want, got := own.saved(t, images[i].name), e.saved(t, images[i].name)
-			if want != got {
-				t.Errorf("%s: podman's own store saves\n%sours saves\n%s", i, want, got)
-			}
-		}
-	})
-	t.Run("load adds no layer", func(t *testing.T) {
-		other := newEngine(t, n.store)
-		for _, i := range []string{"hello", "odd", "debian", "exact"} {
-			other.do(t, "podman", "load", "-q", "-i", images[i].ociArchive)
-		}
-		if l := other.layers(t); l != 0 {
-			t.Errorf("the engine's own store has %d layers, must have none", l)
-		}
-	})
+	engineTakes(t, n.store)
 	t.Run("report", func(t *testing.T) {
 		if n.byHand {
 			t.Skip("made by hand")
@@ -310,6 +244,78 @@ func TestNode(t *testing.T) {
 		}
 		if mib := n.build.usage.Maxrss >> 10; mib >= 256 {
 			t.Errorf("the bake had %d MiB resident, must stay under 256", mib)
+		}
+	})
+}
+
+// engineTakes fails unless podman and buildah take a store with the images of checked as an additional one.
+func engineTakes(t *testing.T, store string) {
+	images := testImages(t)
+	e := newEngine(t, store)
+	t.Run("podman images", func(t *testing.T) {
+		var want []string
+		for _, i := range checked {
+			want = append(want, fmt.Sprintf("%s true %s", images[i].name, images[i].facts(t).config.Encoded()))
+		}
+		got := strings.Split(e.do(t, "podman", "images", "--no-trunc", "--format", "{{.Repository}}:{{.Tag}} {{.ReadOnly}} {{.ID}}"), "\n")
+		for i := range got {
+			got[i] = strings.Replace(got[i], "sha256:", "", 1)
+		}
+		slices.Sort(want)
+		slices.Sort(got)
+		if !slices.Equal(want, got) {
+			t.Errorf("podman lists\n%s\nmust list\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+		}
+	})
+	t.Run("run", func(t *testing.T) {
+		for image, steps := range map[string][][2]string{
+			"hello":  {{"/bin/entry", strings.TrimRight(helloPrints, "\n")}},
+			"debian": {{"/opt/app/entry", strings.TrimRight(helloPrints, "\n")}, {"ls /etc/cron.daily /var/lib/dpkg/info", "/etc/cron.daily:\n\n/var/lib/dpkg/info:\nonly"}},
+		} {
+			c := e.do(t, "buildah", "from", "--pull-never", images[image].name)
+			for _, s := range steps {
+				if got := e.do(t, "buildah", append([]string{"run", "--isolation", "chroot", c, "--"}, strings.Fields(s[0])...)...); got != s[1] {
+					t.Errorf("%s in %s printed %q, must print %q", s[0], image, got, s[1])
+				}
+			}
+			e.do(t, "buildah", "rm", c)
+		}
+	})
+	t.Run("by digest", func(t *testing.T) {
+		f := images["hello"].facts(t)
+		name := strings.TrimSuffix(images["hello"].name, ":1") + "@" + f.manifest.String()
+		if id := e.do(t, "podman", "image", "inspect", "--format", "{{.Id}}", name); id != f.config.Encoded() {
+			t.Errorf("%s is image %s, must be %s", name, id, f.config.Encoded())
+		}
+	})
+	t.Run("rmi refused", func(t *testing.T) {
+		o := e.try(t, "podman", "rmi", images["hello"].name)
+		if o.code == 0 || !strings.Contains(o.stderr, "read-only") && !strings.Contains(o.stderr, "read only") {
+			t.Errorf("%s", o)
+		}
+		e.do(t, "podman", "image", "exists", images["hello"].name)
+	})
+	t.Run("save is what podman's own store saves", func(t *testing.T) {
+		own := newEngine(t)
+		names := []string{"hello", "odd", "exact"}
+		if os.Getenv("NODEBAKE_SOAK") != "" {
+			names = checked // podman compresses every layer again
+		}
+		for _, i := range names {
+			own.do(t, "podman", "load", "-q", "-i", images[i].ociArchive)
+			want, got := own.saved(t, images[i].name), e.saved(t, images[i].name)
+			if want != got {
+				t.Errorf("%s: podman's own store saves\n%sours saves\n%s", i, want, got)
+			}
+		}
+	})
+	t.Run("load adds no layer", func(t *testing.T) {
+		other := newEngine(t, store)
+		for _, i := range []string{"hello", "odd", "debian", "exact"} {
+			other.do(t, "podman", "load", "-q", "-i", images[i].ociArchive)
+		}
+		if l := other.layers(t); l != 0 {
+			t.Errorf("the engine's own store has %d layers, must have none", l)
 		}
 	})
 }
