@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -38,6 +40,8 @@ type Spec struct {
 	Platform string
 	// Root names the root partition where the disk leaves a choice.
 	Root string
+	// Report is where the caller will write the report; empty where nowhere. It may be no file of a disk.
+	Report string
 	// Force permits Output to be replaced.
 	Force bool
 	// DryRun counts what would be written and writes nothing.
@@ -249,6 +253,9 @@ func (b *bake) prepare() error {
 			return err
 		}
 	}
+	if err := b.checkReport(); err != nil {
+		return err
+	}
 	if err := b.choosePlatform(); err != nil {
 		return err
 	}
@@ -264,6 +271,27 @@ func (b *bake) prepare() error {
 			return err
 		}
 		b.sources = append(b.sources, storeseed.Source{Ref: ref, Names: names, System: b.System})
+	}
+	return nil
+}
+
+// checkReport refuses a report that would overwrite the base or the output, or has no folder to be in.
+func (b *bake) checkReport() error {
+	if b.Report == "" {
+		return nil
+	}
+	dir, err := os.Stat(filepath.Dir(b.Report))
+	if err != nil {
+		return fmt.Errorf("the report's folder: %w", err)
+	}
+	if st, err := os.Stat(b.Report); err == nil && b.base.Disk.Uses(st) {
+		return fmt.Errorf("%w: the report %s is the base disk itself, which is never written; choose another file", ErrUsage, b.Report)
+	}
+	if b.Output == "" || filepath.Base(b.Report) != filepath.Base(b.Output) {
+		return nil
+	}
+	if st, err := os.Stat(filepath.Dir(b.Output)); err == nil && os.SameFile(st, dir) {
+		return fmt.Errorf("%w: the report %s is the output itself; choose another file", ErrUsage, b.Report)
 	}
 	return nil
 }

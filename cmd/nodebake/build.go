@@ -57,6 +57,9 @@ same bytes.`,
 				}
 				spec.Images = append(spec.Images, refs...)
 			}
+			if report != "-" {
+				spec.Report = report
+			}
 			var err error
 			if spec.Epoch, err = epoch(os.Getenv("SOURCE_DATE_EPOCH")); err != nil {
 				return err
@@ -71,7 +74,7 @@ same bytes.`,
 			}
 			if report != "" {
 				if err := writeReport(cmd.OutOrStdout(), report, rep); err != nil {
-					return err
+					return fmt.Errorf("the bake succeeded, but its report could not be written: %w", err)
 				}
 			}
 			if report != "-" {
