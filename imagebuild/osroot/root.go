@@ -39,8 +39,8 @@ type Root struct {
 	// Warnings are sentences about what was passed over.
 	Warnings []string
 
-	// covers are mounts of which the disk does not have the filesystem.
-	covers []Mount
+	// covers are mounts of which the disk does not have the filesystem, and hidden is where each lies in Tree.
+	covers, hidden []Mount
 }
 
 // rootTypes are the types of the Discoverable Partitions Specification for a root partition.

@@ -248,19 +248,21 @@ func (r *Root) mount(d *disk.Disk) error {
 		i := slices.IndexFunc(d.Partitions, func(p disk.Partition) bool { return p.Number != r.Partition.Number && m.isOf(p) })
 		at, err := r.Systems[0].Locate(m.Target)
 		if err != nil {
-			return fmt.Errorf("fstab's mount at %s: %w", m.Target, err)
+			r.Warnings = append(r.Warnings, fmt.Sprintf("fstab's mount at %s was passed over: %v", m.Target, err))
+			r.covers = append(r.covers, m)
+			continue
 		}
 		if slices.ContainsFunc(r.Volumes, func(v Volume) bool { return v.At == at.Path }) {
 			continue
 		}
 		if i < 0 || !d.Partitions[i].Kind.Writable() || at.Path == "." {
-			r.covers = append(r.covers, m)
+			r.cover(m, at.Path)
 			continue
 		}
 		v, err := openVolume(d, d.Partitions[i], at.Path)
 		if err != nil {
 			r.Warnings = append(r.Warnings, fmt.Sprintf("%s, mounted at %s, was passed over: %v", v.Partition, m.Target, err))
-			r.covers = append(r.covers, m)
+			r.cover(m, at.Path)
 			continue
 		}
 		r.Volumes = append(r.Volumes, v)
@@ -269,6 +271,12 @@ func (r *Root) mount(d *disk.Disk) error {
 		return nil
 	}
 	return r.assemble()
+}
+
+// cover notes a mount that hides what lies at a path of the tree.
+func (r *Root) cover(m Mount, at string) {
+	r.covers = append(r.covers, m)
+	r.hidden = append(r.hidden, Mount{Source: m.Source, Target: path.Join("/", at), Type: m.Type})
 }
 
 // ErrHidden says that what is written at a path would not be seen by the running system.
@@ -283,6 +291,10 @@ func (r *Root) Writable(s *System, name string) (string, error) {
 	at, err := s.Locate(name)
 	if err != nil {
 		return "", fmt.Errorf("%s: %w", name, err)
+	}
+	// Symbolic links, of name or of a mount's target, lead to the same place under another name.
+	if m, ok := mountOver(r.hidden, at.Path); ok {
+		return "", fmt.Errorf("%w: %s is %s, and /etc/fstab mounts %s over that; choose another path", ErrHidden, name, s.Running(at.Path), m.Source)
 	}
 	if at.ReadOnly != "" {
 		return "", fmt.Errorf("%w: nothing can be kept at %s: %s", ErrHidden, name, at.ReadOnly)
