@@ -51,6 +51,14 @@ type Disk struct {
 // Open opens the disk image at path, whose format is read from its content and never from its name. Backing
 // and data files that a qcow2 names are opened only from the image's own folder. The caller closes it.
 func Open(path string) (*Disk, error) {
+	// Asked before opening: a FIFO without a writer would never open.
+	st, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if m := st.Mode(); !m.IsRegular() && !m.IsDir() && m&(os.ModeDevice|os.ModeCharDevice) != os.ModeDevice {
+		return nil, fmt.Errorf("%s is neither a file nor a block device", path)
+	}
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err

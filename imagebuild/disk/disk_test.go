@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/nodebake/nodebake/imagebuild/filesystem"
@@ -252,6 +253,20 @@ func TestForeignIsUnsupported(t *testing.T) {
 	patch(t, name, 0, []byte("vhdxfile"))
 	if _, err := Open(name); !errors.Is(err, ErrUnsupported) {
 		t.Errorf("error %v does not match ErrUnsupported", err)
+	}
+}
+
+// A FIFO that nothing writes to would never open.
+func TestNotADisk(t *testing.T) {
+	fifo := filepath.Join(t.TempDir(), "fifo")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{fifo, "/dev/null", t.TempDir()} {
+		if d, err := Open(name); err == nil {
+			d.Close()
+			t.Errorf("%s opens as a disk", name)
+		}
 	}
 }
 
