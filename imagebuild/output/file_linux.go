@@ -25,13 +25,21 @@ func createTemp(dir, base string) (*os.File, string, error) {
 		}
 	}
 	for i := 0; ; i++ {
-		name := filepath.Join(dir, "."+base+".nodebake-"+strconv.Itoa(os.Getpid())+"-"+strconv.Itoa(i))
+		name := tempName(dir, base, i)
 		f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o666)
-		if errors.Is(err, os.ErrExist) && i < 100 {
+		if errors.Is(err, os.ErrExist) && i < maxTemp {
 			continue
 		}
 		return f, name, err
 	}
+}
+
+// maxTemp bounds the search for a name that nothing has: in containers process ids repeat, and a run that was
+// killed may have left its file.
+const maxTemp = 100
+
+func tempName(dir, base string, i int) string {
+	return filepath.Join(dir, "."+base+".nodebake-"+strconv.Itoa(os.Getpid())+"-"+strconv.Itoa(i))
 }
 
 // place gives the finished file its name. Without force a file that has come there meanwhile stays.
@@ -48,9 +56,15 @@ func (t *Target) place() error {
 		if !t.force {
 			return fmt.Errorf("%s: %w: it came there while the bake ran", t.path, ErrExists)
 		}
-		t.temp = filepath.Join(filepath.Dir(t.path), "."+filepath.Base(t.path)+".nodebake-"+strconv.Itoa(os.Getpid()))
-		if err := unix.Linkat(unix.AT_FDCWD, self, unix.AT_FDCWD, t.temp, unix.AT_SYMLINK_FOLLOW); err != nil {
-			return fmt.Errorf("naming the output %s: %w", t.temp, err)
+		for i := 0; t.temp == ""; i++ {
+			name := tempName(filepath.Dir(t.path), filepath.Base(t.path), i)
+			err := unix.Linkat(unix.AT_FDCWD, self, unix.AT_FDCWD, name, unix.AT_SYMLINK_FOLLOW)
+			switch {
+			case err == nil:
+				t.temp = name
+			case !errors.Is(err, unix.EEXIST) || i == maxTemp:
+				return fmt.Errorf("naming the output %s: %w", name, err)
+			}
 		}
 	}
 	if t.force {
@@ -65,13 +79,20 @@ func (t *Target) place() error {
 	return nil
 }
 
+// syncDir makes the names in a folder durable, where the folder may be opened and its filesystem can.
 func syncDir(dir string) error {
 	d, err := os.Open(dir)
+	if errors.Is(err, os.ErrPermission) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
 	defer d.Close()
-	return d.Sync()
+	if err := d.Sync(); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOTSUP) {
+		return err
+	}
+	return nil
 }
 
 // copyFile makes dst the same as src: by sharing its blocks where the filesystem can, else by copying the

@@ -32,6 +32,9 @@ func Check(base *disk.Disk, path string, force bool) error {
 	}
 	st, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Lstat(path); err == nil && !force {
+			return fmt.Errorf("%s: %w, as a symbolic link to nothing; --force replaces it", path, ErrExists)
+		}
 		return nil
 	}
 	if err != nil {
@@ -195,10 +198,10 @@ func (t *Target) Finish(ctx context.Context) (err error) {
 		return err
 	}
 	t.temp = ""
-	if err := t.file.Close(); err != nil {
-		return err
+	if err := errors.Join(t.file.Close(), syncDir(filepath.Dir(t.path))); err != nil {
+		return fmt.Errorf("%s is whole and has its name, but that may not survive a loss of power: %w", t.path, err)
 	}
-	return syncDir(filepath.Dir(t.path))
+	return nil
 }
 
 // Abort throws the disk away. It may be called more than once, and after Finish does nothing.

@@ -142,7 +142,10 @@ func TestPlaces(t *testing.T) {
 	if err := errors.Join(os.Symlink("base.raw", link), os.Link(name, hard)); err != nil {
 		t.Fatal(err)
 	}
-	other := filepath.Join(dir, "other")
+	other, dangling := filepath.Join(dir, "other"), filepath.Join(dir, "dangling")
+	if err := os.Symlink("nowhere", dangling); err != nil {
+		t.Fatal(err)
+	}
 	if err := os.WriteFile(other, []byte("old"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -153,6 +156,7 @@ func TestPlaces(t *testing.T) {
 	}{
 		{name, true, ErrIsBase}, {link, true, ErrIsBase}, {hard, true, ErrIsBase}, {other, false, ErrExists},
 		{other, true, nil}, {filepath.Join(dir, "new"), false, nil},
+		{dangling, false, ErrExists}, {dangling, true, nil},
 	} {
 		if err := Check(d, c.path, c.force); !errors.Is(err, c.want) {
 			t.Errorf("Check(%s, %v) = %v, want %v", c.path, c.force, err, c.want)
@@ -164,6 +168,11 @@ func TestPlaces(t *testing.T) {
 		}
 	}
 
+	// A run that was killed may have had the same process id.
+	left := tempName(dir, "other", 0)
+	if err := os.WriteFile(left, []byte("left"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	target, err := Create(ctx, d, other, disk.Raw, true)
 	if err != nil {
 		t.Fatal(err)
@@ -176,6 +185,10 @@ func TestPlaces(t *testing.T) {
 	}
 	if st, err := os.Stat(other); err != nil || st.Size() != testSize {
 		t.Errorf("%v, %v", st, err)
+	}
+
+	if b, _ := os.ReadFile(left); string(b) != "left" {
+		t.Error("another run's file is gone")
 	}
 
 	late := filepath.Join(dir, "late")
@@ -203,7 +216,7 @@ func TestPlaces(t *testing.T) {
 		end(target)
 	}
 	entries, err := os.ReadDir(dir)
-	if err != nil || len(entries) != 5 {
+	if err != nil || len(entries) != 7 {
 		t.Errorf("left behind: %v, %v", entries, err)
 	}
 }
