@@ -108,7 +108,7 @@ const pullRetries = 3
 // ctx ends, nothing is at Output and the base is as it was. Errors match ErrUsage, ErrNoSpace or
 // ErrUnsupported where they are of that kind. The report is filled as far as the bake came.
 func Bake(ctx context.Context, spec Spec) (*Report, error) {
-	b := &bake{Spec: spec, report: &Report{DryRun: spec.DryRun}}
+	b := &bake{Spec: spec, report: &Report{DryRun: spec.DryRun, Images: []ImageReport{}, Changed: []FileReport{}}}
 	if b.Log == nil {
 		silent := logrus.New()
 		silent.SetOutput(io.Discard)
@@ -265,6 +265,9 @@ func (b *bake) prepare() error {
 	if err := b.planEdits(); err != nil {
 		return err
 	}
+	if err := b.checkWritable(); err != nil {
+		return err
+	}
 	for _, i := range b.Images {
 		ref, names, err := storeseed.ParseReference(b.System, i)
 		if err != nil {
@@ -296,6 +299,37 @@ func (b *bake) checkReport() error {
 	return nil
 }
 
+// checkWritable opens each filesystem that will be changed as for a change, so that a dirty log or a feature that
+// cannot be written ends the bake before an image is asked for.
+func (b *bake) checkWritable() error {
+	root := b.base.Root
+	names := []string{b.storeRoot}
+	for _, e := range b.edits {
+		names = append(names, e.Path)
+	}
+	seen := map[string]bool{}
+	for _, name := range names {
+		v := root.VolumeOf(name)
+		if seen[v.At] {
+			continue
+		}
+		seen[v.At] = true
+		if _, _, err := openWriter(readOnly{b.base.Disk}, v, filesystem.Options{Now: time.Unix(0, 0), CountOnly: true}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func openWriter(dev device, v osroot.Volume, o filesystem.Options) (filesystem.Writer, func() filesystem.Space, error) {
+	p := v.Partition
+	w, space, err := filesystem.OpenWriter(window{dev, p.Start, p.Size}, p.Size, p.Kind, o)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", p, err)
+	}
+	return w, space, nil
+}
+
 // planEdits plans the configuration of every system that the disk can start and that would find the store.
 func (b *bake) planEdits() error {
 	root := b.base.Root
@@ -310,6 +344,9 @@ func (b *bake) planEdits() error {
 			continue
 		}
 		edits, err := storageconf.Plan(root.Tree, existing(root, s), b.Store)
+		if errors.Is(err, storageconf.ErrStore) || errors.Is(err, storageconf.ErrConflict) {
+			return fmt.Errorf("%w: %w", ErrUsage, err)
+		}
 		if err != nil {
 			return err
 		}
@@ -410,11 +447,9 @@ func (b *bake) write(ctx context.Context, dev device, count bool) error {
 	root := b.base.Root
 	spaces := map[string]func() filesystem.Space{}
 	tree := root.Writer(func(v osroot.Volume) (filesystem.Writer, error) {
-		p := v.Partition
-		w, space, err := filesystem.OpenWriter(window{dev, p.Start, p.Size}, p.Size, p.Kind,
-			filesystem.Options{Now: b.report.Epoch, CountOnly: count})
+		w, space, err := openWriter(dev, v, filesystem.Options{Now: b.report.Epoch, CountOnly: count})
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", p, err)
+			return nil, err
 		}
 		spaces[v.At] = space
 		return w, nil
@@ -452,7 +487,9 @@ func (b *bake) write(ctx context.Context, dev device, count bool) error {
 		b.Log.Infof("%s: %s", name, e.Why)
 	}
 	err = tree.Commit(ctx)
-	if space := spaces[root.VolumeOf(b.storeRoot).At]; space != nil {
+	v := root.VolumeOf(b.storeRoot)
+	b.report.Space = filesystem.Space{BlockSize: v.Info.BlockSize, FreeBlocks: v.Info.FreeBlocks, FreeInodes: v.Info.FreeInodes}
+	if space := spaces[v.At]; space != nil {
 		b.report.Space = space()
 	}
 	return err
