@@ -314,8 +314,12 @@ func (b *bake) checkWritable() error {
 			continue
 		}
 		seen[v.At] = true
-		if _, _, err := openWriter(readOnly{b.base.Disk}, v, filesystem.Options{Now: time.Unix(0, 0), CountOnly: true}); err != nil {
+		_, space, err := openWriter(readOnly{b.base.Disk}, v, filesystem.Options{Now: time.Unix(0, 0), CountOnly: true})
+		if err != nil {
 			return err
+		}
+		if name == b.storeRoot {
+			b.report.Space = space()
 		}
 	}
 	return nil
@@ -487,10 +491,18 @@ func (b *bake) write(ctx context.Context, dev device, count bool) error {
 		b.Log.Infof("%s: %s", name, e.Why)
 	}
 	err = tree.Commit(ctx)
-	v := root.VolumeOf(b.storeRoot)
-	b.report.Space = filesystem.Space{BlockSize: v.Info.BlockSize, FreeBlocks: v.Info.FreeBlocks, FreeInodes: v.Info.FreeInodes}
-	if space := spaces[v.At]; space != nil {
-		b.report.Space = space()
+	if err != nil && !IsNoSpace(err) {
+		return err
 	}
+	v := root.VolumeOf(b.storeRoot)
+	space := spaces[v.At]
+	if space == nil { // nothing had to change; a writer still knows what is free for files
+		p := v.Partition
+		var serr error
+		if _, space, serr = filesystem.OpenWriter(window{dev, p.Start, p.Size}, p.Size, p.Kind, filesystem.Options{CountOnly: true}); serr != nil {
+			return errors.Join(err, serr)
+		}
+	}
+	b.report.Space = space()
 	return err
 }

@@ -172,7 +172,7 @@ func Images(o *Opened) ([]StoredImage, error) {
 	if err != nil {
 		return nil, err
 	}
-	var all []StoredImage
+	all := []StoredImage{}
 	for _, s := range stores {
 		images, err := storeseed.List(o.Root.Tree, s.Root)
 		if err != nil {

@@ -24,7 +24,7 @@ func Verify(ctx context.Context, o *Opened, log logrus.FieldLogger) ([]StoreVeri
 	if err != nil {
 		return nil, err
 	}
-	var all []StoreVerification
+	all := []StoreVerification{}
 	var faults int
 	for _, s := range stores {
 		if s.Primary {
@@ -44,7 +44,7 @@ func Verify(ctx context.Context, o *Opened, log logrus.FieldLogger) ([]StoreVeri
 	}
 	switch {
 	case len(all) == 0:
-		return nil, fmt.Errorf("%w: no image store is on the disk (looked where storage.conf points, and at %s)", ErrVerify, DefaultStore)
+		return all, fmt.Errorf("%w: no image store is on the disk (looked where storage.conf points, and at %s)", ErrVerify, DefaultStore)
 	case faults > 0:
 		return all, fmt.Errorf("%w: %d faults; do not ship this disk: bake it again from its base", ErrVerify, faults)
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -16,6 +17,9 @@ import (
 	"github.com/nodebake/nodebake/imagebuild"
 	"github.com/nodebake/nodebake/imagebuild/disk"
 )
+
+// errReport says that only the report is missing.
+var errReport = errors.New("the bake succeeded, but its report could not be written")
 
 func buildCommand() *cobra.Command {
 	var spec imagebuild.Spec
@@ -74,7 +78,7 @@ same bytes.`,
 			}
 			if report != "" {
 				if err := writeReport(cmd.OutOrStdout(), report, rep); err != nil {
-					return fmt.Errorf("the bake succeeded, but its report could not be written: %w", err)
+					return fmt.Errorf("%w: %w", errReport, err)
 				}
 			}
 			if report != "-" {

@@ -66,11 +66,11 @@ func printInspection(w io.Writer, in *imagebuild.Inspection) error {
 	}
 	fmt.Fprintln(w)
 	for _, warning := range in.Warnings {
-		fmt.Fprintf(w, "Warning:   %s\n", warning)
+		fmt.Fprintf(w, "Warning:   %s\n", printable(warning))
 	}
 	r := in.Root
 	if r == nil {
-		fmt.Fprintf(w, "Root:      none: %s\n", in.RootError)
+		fmt.Fprintf(w, "Root:      none: %s\n", printable(in.RootError))
 		return nil
 	}
 	fs := r.Filesystem
@@ -85,7 +85,7 @@ func printInspection(w io.Writer, in *imagebuild.Inspection) error {
 	}
 	switch {
 	case r.ConfError != "":
-		fmt.Fprintf(w, "Config:    %s\n", r.ConfError)
+		fmt.Fprintf(w, "Config:    %s\n", printable(r.ConfError))
 	case r.StorageConf == nil:
 		fmt.Fprintln(w, "Config:    no storage.conf")
 	default:
@@ -101,7 +101,7 @@ func printInspection(w io.Writer, in *imagebuild.Inspection) error {
 			state = "read-only to the engine"
 		}
 		if s.Error != "" {
-			state = s.Error
+			state = printable(s.Error)
 		}
 		fmt.Fprintf(w, "Store:     %s: %d images, %d layers, %s\n", printable(s.Path), s.Images, s.Layers, state)
 	}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"strings"
 	"syscall"
 
 	"github.com/sirupsen/logrus"
@@ -49,15 +50,24 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	err := root.ExecuteContext(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return 0
 	}
-	if ctx.Err() != nil {
-		fmt.Fprintln(stderr, "nodebake: interrupted; nothing was put in place")
+	if ctx.Err() != nil && !errors.Is(err, errReport) {
+		said := "interrupted"
+		if cmd.Name() == "build" {
+			said += "; nothing was put in place"
+		}
+		fmt.Fprintln(stderr, "nodebake: "+said)
 		return exitFailed
 	}
-	fmt.Fprintf(stderr, "nodebake: %v\n", err)
+	for i, line := range strings.Split(err.Error(), "\n") {
+		if i == 0 {
+			line = "nodebake: " + line
+		}
+		fmt.Fprintln(stderr, printable(line))
+	}
 	switch {
 	case errors.Is(err, imagebuild.ErrUsage):
 		return exitUsage

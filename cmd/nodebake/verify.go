@@ -39,16 +39,16 @@ anything is not what it should be, and names it.`,
 			}
 			for _, s := range stores {
 				for _, f := range s.Faults {
-					fmt.Fprintf(out, "%s: %s\n", s.Store, printable(f.String()))
+					fmt.Fprintf(out, "%s: %s\n", printable(s.Store), printable(f.String()))
 				}
 				if more := s.Total - len(s.Faults); more > 0 {
-					fmt.Fprintf(out, "%s: and %d more\n", s.Store, more)
+					fmt.Fprintf(out, "%s: and %d more\n", printable(s.Store), more)
 				}
 				state := "as baked"
 				if s.Total > 0 {
 					state = fmt.Sprintf("%d faults", s.Total)
 				}
-				fmt.Fprintf(out, "%s: %d images, %d layers, %d entries, %s hashed: %s\n", s.Store, s.Images, s.Layers, s.Entries, disk.Bytes(s.Bytes), state)
+				fmt.Fprintf(out, "%s: %d images, %d layers, %d entries, %s hashed: %s\n", printable(s.Store), s.Images, s.Layers, s.Entries, disk.Bytes(s.Bytes), state)
 			}
 			return err
 		},
