@@ -300,7 +300,7 @@ func (b *bake) checkReport() error {
 }
 
 // checkWritable opens each filesystem that will be changed as for a change, so that a dirty log or a feature that
-// cannot be written ends the bake before an image is asked for.
+// cannot be written ends the bake before an image is asked for. It notes how much space there is.
 func (b *bake) checkWritable() error {
 	root := b.base.Root
 	names := []string{b.storeRoot}
