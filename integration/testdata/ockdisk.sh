@@ -80,9 +80,15 @@ T
 #!/bin/sh
 [ "$1" = prereqs ] && exit 0
 /usr/lib/ostree/ostree-prepare-root "$rootmnt"
-# What ostree's systemd generator does in a system that has it.
-os=$(sed 's,.*ostree=/ostree/boot\.[01][^/]*/\([^/]*\)/.*,\1,' /proc/cmdline)
-mountpoint -q "$rootmnt/var" || mount -o bind "$rootmnt/sysroot/ostree/deploy/$os/var" "$rootmnt/var"
+# What ostree's systemd generator does in a system that has it. There is no sed here, nor other programs.
+for arg in $(cat /proc/cmdline); do
+  case $arg in
+  ostree=*)
+    os=${arg#ostree=/ostree/boot.*/}
+    mount -o bind "$rootmnt/sysroot/ostree/deploy/${os%%/*}/var" "$rootmnt/var"
+    ;;
+  esac
+done
 T
   chmod +x "$tree/etc/initramfs-tools/hooks/ostree" "$tree/etc/initramfs-tools/scripts/local-bottom/ostree"
   mount -t proc proc "$tree/proc"
