@@ -561,7 +561,7 @@ func TestOstreeLayouts(t *testing.T) {
 			}
 			for _, store := range []string{"/usr/x", "/usr/ock/containers", "/ostree/x"} {
 				o := nodebake(t, "build", "--base", base, "--image", images["exact"].oci(), "--store", store, "--output", dir+"/x.raw")
-				refused(t, o, exitFailed, dir+"/x.raw", store, "belongs to ostree", "/var")
+				refused(t, o, exitFailed, dir+"/x.raw", store, "ostree's files", "/var")
 			}
 		})
 	}

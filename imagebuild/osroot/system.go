@@ -53,7 +53,7 @@ var volatile = []string{"/run", "/dev", "/proc", "/sys", "/tmp"}
 
 const (
 	isVolatile  = "it is made anew at each boot"
-	isImmutable = "it belongs to ostree, whose files must not change; choose a path in /etc or /var"
+	isImmutable = "it belongs to ostree"
 )
 
 func plainSystem(tree *filesystem.Tree) *System {
@@ -279,11 +279,15 @@ func (r *Root) cover(m Mount, at string) {
 	r.hidden = append(r.hidden, Mount{Source: m.Source, Target: path.Join("/", at), Type: m.Type})
 }
 
-// ErrHidden says that what is written at a path would not be seen by the running system.
-var ErrHidden = errors.New("the running system would not see it")
+var (
+	// ErrHidden says that what is written at a path would not be seen by the running system.
+	ErrHidden = errors.New("the running system would not see it")
+	// ErrImmutable says that a path belongs to ostree.
+	ErrImmutable = errors.New("ostree's files must not change")
+)
 
 // Writable finds where name lies, as Locate does, and refuses places where nothing may be written or where the
-// running system mounts something that is not on this disk.
+// running system mounts something that is not on this disk. Those errors match ErrHidden or ErrImmutable.
 func (r *Root) Writable(s *System, name string) (string, error) {
 	if m, ok := mountOver(r.covers, name); ok {
 		return "", fmt.Errorf("%w: /etc/fstab mounts %s on %s, over %s; choose another path", ErrHidden, m.Source, m.Target, name)
@@ -296,7 +300,11 @@ func (r *Root) Writable(s *System, name string) (string, error) {
 	if m, ok := mountOver(r.hidden, at.Path); ok {
 		return "", fmt.Errorf("%w: %s is %s, and /etc/fstab mounts %s over that; choose another path", ErrHidden, name, s.Running(at.Path), m.Source)
 	}
-	if at.ReadOnly != "" {
+	switch at.ReadOnly {
+	case "":
+	case isImmutable:
+		return "", fmt.Errorf("%w: nothing can be kept at %s; choose a path in /etc or /var", ErrImmutable, name)
+	default:
 		return "", fmt.Errorf("%w: nothing can be kept at %s: %s", ErrHidden, name, at.ReadOnly)
 	}
 	return at.Path, nil
