@@ -84,8 +84,14 @@ func Find(d *disk.Disk, choice string) (*Root, error) {
 	}
 	var roots []*Root
 	var broken []error
+	var passed []passedOver
 	for _, p := range parts {
+		switch p.Kind {
+		case filesystem.Unknown, filesystem.VFAT, filesystem.Swap:
+			continue
+		}
 		if !p.Kind.Writable() {
+			passed = append(passed, passedOver{p, unwritable(p)})
 			continue
 		}
 		r, err := openRoot(d, p)
@@ -93,6 +99,7 @@ func Find(d *disk.Disk, choice string) (*Root, error) {
 		case errors.Is(err, errNoSystem):
 		case err != nil:
 			broken = append(broken, fmt.Errorf("%s: %w", p, err))
+			passed = append(passed, passedOver{p, err})
 		default:
 			roots = append(roots, r)
 		}
@@ -130,14 +137,46 @@ func Find(d *disk.Disk, choice string) (*Root, error) {
 		return nil, fmt.Errorf("%w: %s; choose one with --root NUMBER", ErrAmbiguous, list(cands))
 	}
 	root := roots[0]
+	for _, o := range passed {
+		if rank(o.partition) > rank(root.Partition) {
+			return nil, fmt.Errorf("%s looks like the root: %w; if %s is the root, say --root %d", o.partition, o.err, root.Partition, root.Partition.Number)
+		}
+	}
 	if err := root.mount(d); err != nil {
 		return nil, err
+	}
+	for _, o := range passed {
+		said := slices.ContainsFunc(root.Warnings, func(w string) bool { return strings.HasPrefix(w, o.partition.String()) })
+		if o.partition.Kind.Writable() && !said {
+			root.Warnings = append(root.Warnings, fmt.Sprintf("%s was passed over: %v", o.partition, o.err))
+		}
 	}
 	if choice != "" {
 		root.Why = "chosen by --root"
 	}
 	root.Platform = platform(root)
 	return root, nil
+}
+
+// passedOver is a partition that could not be looked into, and why.
+type passedOver struct {
+	partition disk.Partition
+	err       error
+}
+
+// rank is how much a partition looks like a root from outside: a root type counts for more than a label.
+func rank(p disk.Partition) int {
+	switch {
+	case rootTypes[p.Type] != "":
+		return 2
+	case labelled(p):
+		return 1
+	}
+	return 0
+}
+
+func unwritable(p disk.Partition) error {
+	return fmt.Errorf("%w: %s cannot be written by this version (ext4 and XFS can)", disk.ErrUnsupported, describe(p.Kind))
 }
 
 // none explains why no root was found, most likely cause first.
@@ -149,33 +188,21 @@ func none(parts []disk.Partition, broken []error, choice string) error {
 	default:
 		return fmt.Errorf("%w: %w", ErrNoRoot, errors.Join(broken...))
 	}
-	var unwritable []disk.Partition
+	var others []disk.Partition
 	for _, p := range parts {
 		switch p.Kind {
 		case filesystem.Unknown, filesystem.VFAT, filesystem.Swap:
 			continue
 		}
 		if !p.Kind.Writable() {
-			unwritable = append(unwritable, p)
+			others = append(others, p)
 		}
 	}
-	// A root type counts for more than a label, and a label for more than any size.
-	likely := func(p disk.Partition) (int, int64) {
-		switch {
-		case rootTypes[p.Type] != "":
-			return 2, p.Size
-		case labelled(p):
-			return 1, p.Size
-		}
-		return 0, p.Size
-	}
-	if len(unwritable) > 0 {
-		slices.SortStableFunc(unwritable, func(a, b disk.Partition) int {
-			ra, sa := likely(a)
-			rb, sb := likely(b)
-			return cmp.Or(cmp.Compare(rb, ra), cmp.Compare(sb, sa))
+	if len(others) > 0 {
+		// Neither a type nor a label decides: the largest.
+		p := slices.MaxFunc(others, func(a, b disk.Partition) int {
+			return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a.Size, b.Size))
 		})
-		p := unwritable[0]
 		return fmt.Errorf("%w: the root is on %s, and %s cannot be written by this version (ext4 and XFS can)",
 			disk.ErrUnsupported, p, describe(p.Kind))
 	}
