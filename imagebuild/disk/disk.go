@@ -45,7 +45,13 @@ type Disk struct {
 	file  *os.File
 	guest io.ReaderAt
 	size  int64
-	used  []os.FileInfo
+	used  []used
+}
+
+// used is a file that the disk consists of, as it was when it was opened.
+type used struct {
+	path string
+	os.FileInfo
 }
 
 // Open opens the disk image at path, whose format is read from its content and never from its name. Backing
@@ -80,7 +86,7 @@ func (d *Disk) open() error {
 	if st.IsDir() {
 		return fmt.Errorf("%s is a folder, not a disk image", path)
 	}
-	d.used = append(d.used, st)
+	d.used = append(d.used, used{path, st})
 	if d.size, err = f.Seek(0, io.SeekEnd); err != nil {
 		return fmt.Errorf("%s: size: %w", path, err)
 	}
@@ -119,8 +125,9 @@ func (d *Disk) resolver() func(name, format string) (qcow.Source, error) {
 	return func(name, format string) (qcow.Source, error) {
 		src, err := inner(name, format)
 		if err == nil {
-			if st, serr := os.Stat(filepath.Join(dir, name)); serr == nil {
-				d.used = append(d.used, st)
+			path := filepath.Join(dir, name)
+			if st, serr := os.Stat(path); serr == nil {
+				d.used = append(d.used, used{path, st})
 			}
 		}
 		return src, err
@@ -159,11 +166,33 @@ func (d *Disk) File() *os.File { return d.file }
 // Uses says whether st is the image file or one that it is backed by.
 func (d *Disk) Uses(st os.FileInfo) bool {
 	for _, u := range d.used {
-		if os.SameFile(u, st) {
+		if os.SameFile(u.FileInfo, st) {
 			return true
 		}
 	}
 	return false
+}
+
+// ErrChanged says that a disk was written to while it was read.
+var ErrChanged = errors.New("the disk changed while it was read")
+
+// Unchanged is nil while the size and the modification time of each of the disk's files are what they were when
+// it was opened, and else an error that matches ErrChanged. A file that was removed or replaced meanwhile is no
+// change: what was opened is still whole.
+func (d *Disk) Unchanged() error {
+	for i, u := range d.used {
+		st, err := os.Stat(u.path)
+		if i == 0 {
+			st, err = d.file.Stat()
+		}
+		if err != nil || !os.SameFile(u.FileInfo, st) {
+			continue
+		}
+		if st.Size() != u.Size() || !st.ModTime().Equal(u.ModTime()) {
+			return fmt.Errorf("%s: %w; stop what writes to it, such as a running VM, and start again", u.path, ErrChanged)
+		}
+	}
+	return nil
 }
 
 // Close closes the image and the files that back it.

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/nodebake/nodebake/imagebuild/filesystem"
 )
@@ -267,6 +268,25 @@ func TestNotADisk(t *testing.T) {
 			d.Close()
 			t.Errorf("%s opens as a disk", name)
 		}
+	}
+}
+
+func TestUnchanged(t *testing.T) {
+	name := sparse(t, 1<<20)
+	patch(t, name, 1024+0x38, []byte("\x53\xef"))
+	d, err := Open(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if err := d.Unchanged(); err != nil {
+		t.Error(err)
+	}
+	if err := os.Chtimes(name, time.Time{}, time.Unix(1, 1)); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Unchanged(); !errors.Is(err, ErrChanged) {
+		t.Errorf("a changed base gives %v", err)
 	}
 }
 
