@@ -7,6 +7,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/nodebake/nodebake/imagebuild/disk"
 	"github.com/nodebake/nodebake/imagebuild/osroot"
@@ -102,7 +103,7 @@ func (o *Opened) Stores() ([]Store, error) {
 			return nil, fmt.Errorf("store %s: %w", s.Path, err)
 		}
 		_, err := o.Root.Tree.Stat(path.Join(s.Root, "overlay-images", "images.json"))
-		if errors.Is(err, fs.ErrNotExist) {
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
 			continue
 		}
 		if err != nil {

@@ -187,7 +187,11 @@ func (r *Root) assemble() error {
 	if err != nil {
 		return err
 	}
-	r.Warnings = append(r.Warnings, l.Warnings...)
+	for _, w := range l.Warnings {
+		if !slices.Contains(r.Warnings, w) { // the tree is assembled again when fstab adds to it
+			r.Warnings = append(r.Warnings, w)
+		}
+	}
 	r.Systems = nil
 	for _, d := range l.Deployments {
 		r.Systems = append(r.Systems, ostreeSystem(r.Tree, l, d))
