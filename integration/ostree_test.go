@@ -341,6 +341,26 @@ func TestOstree(t *testing.T) {
 	for _, i := range checked {
 		t.Run("layers of "+i, func(t *testing.T) { compareLayers(t, store, images[i], true) })
 	}
+	t.Run("labels in the inodes", func(t *testing.T) {
+		nodes, err := diskNodes(store, "")
+		check(t, err)
+		files := 0
+		for name, n := range nodes {
+			if n.kind != unix.S_IFREG || len(n.xattrs) != 1 {
+				continue
+			}
+			files++
+			if e := attributeExtents(t, store+"/"+name); e != 0 {
+				t.Fatalf("%s: %d extents for a label alone", name, e)
+			}
+		}
+		// The proof can fail: an attribute of 400 bytes fits in no inode.
+		layers := images["odd"].facts(t).layers
+		if attributeExtents(t, store+"/overlay/"+layers[2].id+"/diff/odd/attributes") == 0 {
+			t.Error("no extent for long attributes")
+		}
+		t.Logf("%d files", files)
+	})
 	t.Run("containers-storage check, read-only", func(t *testing.T) { checkStore(t, store, true) })
 	t.Run("containers-storage check, as primary", func(t *testing.T) { checkStore(t, primaryCopy(t, store), false) })
 	t.Run("engine", func(t *testing.T) { engineTakes(t, store) })
