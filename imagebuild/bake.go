@@ -251,7 +251,7 @@ func (b *bake) prepare() error {
 		b.warn("%s", w)
 	}
 	b.Log.Infof("root is %s: %s", root.Partition, osName(root.Release))
-	if !b.DryRun {
+	if b.Output != "" {
 		if err := output.Check(d, b.Output, b.Force); err != nil {
 			return err
 		}
@@ -270,6 +270,18 @@ func (b *bake) prepare() error {
 	}
 	if err := b.checkWritable(); err != nil {
 		return err
+	}
+	if unit := root.MountUnit(root.Systems[0], b.Store); unit != "" {
+		b.warn("%s may mount something over the store: make sure that it does not, or choose another --store", unit)
+	}
+	if b.System == nil {
+		b.System = &types.SystemContext{}
+	}
+	if b.System.BigFilesTemporaryDir == "" && os.Getenv("TMPDIR") == "" {
+		// The library unpacks archives into /var/tmp, which a container made of one binary lacks.
+		if _, err := os.Stat("/var/tmp"); err != nil {
+			b.System.BigFilesTemporaryDir = filepath.Dir(b.Output)
+		}
 	}
 	for _, i := range b.Images {
 		ref, names, err := storeseed.ParseReference(b.System, i)

@@ -1,6 +1,7 @@
 package imagebuild
 
 import (
+	"errors"
 	"path"
 
 	"github.com/nodebake/nodebake/imagebuild/disk"
@@ -166,21 +167,24 @@ type StoredImage struct {
 	Store string `json:"store"`
 }
 
-// Images lists the images of every store on the disk, in each store's own order.
+// Images lists the images of every store on the disk, in each store's own order. A store that cannot be read is in
+// the error; the images of the others are listed all the same.
 func Images(o *Opened) ([]StoredImage, error) {
 	stores, err := o.Stores()
 	if err != nil {
 		return nil, err
 	}
 	all := []StoredImage{}
+	var broken []error
 	for _, s := range stores {
 		images, err := storeseed.List(o.Root.Tree, s.Root)
 		if err != nil {
-			return nil, err
+			broken = append(broken, err)
+			continue
 		}
 		for _, i := range images {
 			all = append(all, StoredImage{i, path.Clean(s.Path)})
 		}
 	}
-	return all, nil
+	return all, errors.Join(broken...)
 }

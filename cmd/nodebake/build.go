@@ -81,7 +81,7 @@ same bytes.`,
 					return fmt.Errorf("%w: %w", errReport, err)
 				}
 			}
-			if report != "-" {
+			if report != "-" && logrus.IsLevelEnabled(logrus.InfoLevel) {
 				summarize(cmd.OutOrStdout(), rep)
 			}
 			return nil
@@ -187,6 +187,10 @@ func summarize(w io.Writer, rep *imagebuild.Report) {
 		}
 		return
 	}
-	fmt.Fprintf(w, "Baked %s: %d images, %d new layers, %s added, %s left free.\n", rep.Output.Path, len(rep.Images), rep.NewLayers,
+	ids := map[string]bool{}
+	for _, i := range rep.Images {
+		ids[i.ID] = true
+	}
+	fmt.Fprintf(w, "Baked %s: %s, %s, %s added, %s left free.\n", rep.Output.Path, plural(len(ids), "image"), plural(rep.NewLayers, "new layer"),
 		disk.Bytes(need), disk.Bytes(free-need))
 }

@@ -2,7 +2,10 @@ package main
 
 import (
 	"archive/tar"
+	"errors"
+	"fmt"
 	"io"
+	"io/fs"
 
 	"github.com/spf13/cobra"
 )
@@ -22,11 +25,14 @@ func catCommand() *cobra.Command {
 			defer o.Close()
 			real, err := o.Path(name)
 			if err != nil {
-				return err
+				return fmt.Errorf("%s: %w", args[0], err)
 			}
 			h, err := o.Root.Tree.Stat(real)
+			if errors.Is(err, fs.ErrNotExist) {
+				return fmt.Errorf("%s: %w", args[0], fs.ErrNotExist)
+			}
 			if err != nil {
-				return err
+				return fmt.Errorf("%s: %w", args[0], err)
 			}
 			if h.Typeflag != tar.TypeReg {
 				return usage("%s is not a regular file; nodebake ls shows what it is", name)

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"errors"
+
 	"github.com/spf13/cobra"
 
 	"github.com/nodebake/nodebake/imagebuild"
@@ -21,18 +23,15 @@ func imagesCommand() *cobra.Command {
 				return err
 			}
 			defer o.Close()
-			images, err := imagebuild.Images(o)
-			if err != nil {
-				return err
-			}
+			images, broken := imagebuild.Images(o)
 			if asJSON {
-				return printJSON(cmd.OutOrStdout(), images)
+				return errors.Join(printJSON(cmd.OutOrStdout(), images), broken)
 			}
 			var rows [][]string
 			for _, i := range images {
 				rows = append(rows, []string{printable(i.Repository), printable(i.Tag), i.Digest.String(), short(i.ID), humanSize(i.Size), printable(i.Store)})
 			}
-			return printTable(cmd.OutOrStdout(), []string{"REPOSITORY", "TAG", "DIGEST", "IMAGE ID", "SIZE", "STORE"}, rows)
+			return errors.Join(broken, printTable(cmd.OutOrStdout(), []string{"REPOSITORY", "TAG", "DIGEST", "IMAGE ID", "SIZE", "STORE"}, rows))
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")

@@ -103,7 +103,7 @@ func printInspection(w io.Writer, in *imagebuild.Inspection) error {
 		if s.Error != "" {
 			state = printable(s.Error)
 		}
-		fmt.Fprintf(w, "Store:     %s: %d images, %d layers, %s\n", printable(s.Path), s.Images, s.Layers, state)
+		fmt.Fprintf(w, "Store:     %s: %s, %s, %s\n", printable(s.Path), plural(s.Images, "image"), plural(s.Layers, "layer"), state)
 	}
 	return nil
 }

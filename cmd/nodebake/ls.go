@@ -2,6 +2,7 @@ package main
 
 import (
 	"archive/tar"
+	"errors"
 	"fmt"
 	"io/fs"
 	"path"
@@ -29,12 +30,15 @@ func lsCommand() *cobra.Command {
 			defer o.Close()
 			real, err := o.Path(name)
 			if err != nil {
-				return err
+				return fmt.Errorf("%s: %w", args[0], err)
 			}
 			r := o.Root.Tree
 			h, err := r.Stat(real)
+			if errors.Is(err, fs.ErrNotExist) {
+				return fmt.Errorf("%s: %w", args[0], fs.ErrNotExist)
+			}
 			if err != nil {
-				return err
+				return fmt.Errorf("%s: %w", args[0], err)
 			}
 			names, dir := []string{""}, real
 			if h.Typeflag == tar.TypeDir {

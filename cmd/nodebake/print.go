@@ -37,6 +37,14 @@ func printable(s string) string {
 	}, s)
 }
 
+// plural is a count and its noun.
+func plural(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
+}
+
 // humanSize writes bytes as podman does, in powers of 1000.
 func humanSize(n int64) string {
 	v, unit := float64(n), 0

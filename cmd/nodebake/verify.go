@@ -48,7 +48,7 @@ anything is not what it should be, and names it.`,
 				if s.Total > 0 {
 					state = fmt.Sprintf("%d faults", s.Total)
 				}
-				fmt.Fprintf(out, "%s: %d images, %d layers, %d entries, %s hashed: %s\n", printable(s.Store), s.Images, s.Layers, s.Entries, disk.Bytes(s.Bytes), state)
+				fmt.Fprintf(out, "%s: %s, %s, %d entries, %s hashed: %s\n", printable(s.Store), plural(s.Images, "image"), plural(s.Layers, "layer"), s.Entries, disk.Bytes(s.Bytes), state)
 			}
 			return err
 		},

@@ -39,7 +39,7 @@ func (d *Disk) readTable() error {
 		return err
 	}
 	if !found {
-		if found, err = d.readMBR(); err != nil {
+		if found, err = d.readMBR(whole.Kind == filesystem.Unknown); err != nil {
 			return err
 		}
 	}
@@ -139,7 +139,8 @@ func (d *Disk) protectiveMBR() bool {
 }
 
 // readMBR reads primary entries through go-diskfs and follows the chain of an extended partition.
-func (d *Disk) readMBR() (bool, error) {
+// bare says that no filesystem fills the disk, so that what looks like a table is one.
+func (d *Disk) readMBR(bare bool) (bool, error) {
 	t, err := mbr.Read(&tableFile{io.NewSectionReader(d.guest, 0, d.size)}, 512, 512)
 	if err != nil {
 		return false, nil // a boot sector of a bare filesystem, or none at all
@@ -150,6 +151,10 @@ func (d *Disk) readMBR() (bool, error) {
 	for i, p := range t.Partitions {
 		if p.Type == mbr.Empty || p.Size == 0 {
 			continue
+		}
+		if bare && p.Start > 0 && int64(p.Start) >= sectors {
+			return false, fmt.Errorf("partition %d starts past the disk (sector %d of %d): the image is cut short or its table is wrong",
+				i+1, p.Start, sectors)
 		}
 		if p.Start == 0 || int64(p.Start) >= sectors {
 			return false, nil // not a table: boot code of a bare filesystem

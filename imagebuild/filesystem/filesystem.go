@@ -62,7 +62,7 @@ type Info struct {
 	UUID       string   `json:"uuid,omitempty"`
 	BlockSize  int64    `json:"blockSize"`
 	Blocks     int64    `json:"blocks"`
-	FreeBlocks int64    `json:"freeBlocks"`
+	FreeBlocks int64    `json:"freeBlocks"` // without what is reserved for root
 	Inodes     int64    `json:"inodes"`
 	FreeInodes int64    `json:"freeInodes"`
 	Features   []string `json:"features,omitempty"`
@@ -121,7 +121,7 @@ func Open(r io.ReaderAt, size int64, kind Kind) (Reader, Info, error) {
 			resolution = time.Second
 		}
 		return f, Info{Kind: kind, Label: i.Label, UUID: uuid(i.UUID[:]), BlockSize: int64(i.BlockSize), Blocks: i.Blocks,
-			FreeBlocks: i.FreeBlocks, Inodes: i.Inodes, FreeInodes: i.FreeInodes, Features: i.Features, TimeResolution: resolution}, nil
+			FreeBlocks: max(i.FreeBlocks-i.ReservedBlocks, 0), Inodes: i.Inodes, FreeInodes: i.FreeInodes, Features: i.Features, TimeResolution: resolution}, nil
 	case XFS:
 		f, err := xfs.Open(r, size)
 		if err != nil {

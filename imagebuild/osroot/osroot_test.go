@@ -128,3 +128,25 @@ func TestElfPlatform(t *testing.T) {
 		}
 	}
 }
+
+func TestMountUnit(t *testing.T) {
+	for _, c := range []struct {
+		r    tree
+		want string
+	}{
+		{tree{"etc/os-release": ""}, ""},
+		{tree{"etc/systemd/system/var.mount": "[Mount]"}, "/etc/systemd/system/var.mount"},
+		{tree{"usr/lib/systemd/system/var-images.mount": "[Mount]"}, "/usr/lib/systemd/system/var-images.mount"},
+		{tree{"etc/systemd/system/var.mount": "->/dev/null", "usr/lib/systemd/system/var.mount": "[Mount]"}, ""},
+		{tree{"usr/lib/systemd/system/variable.mount": "[Mount]"}, ""},
+	} {
+		s := bare(c.r)
+		r := &Root{Tree: s.tree, Systems: []*System{s}}
+		if got := r.MountUnit(s, "/var/images"); got != c.want {
+			t.Errorf("%v: got %q, want %q", c.r, got, c.want)
+		}
+	}
+	if got := unitName("/var/my-images/.x"); got != `var-my\x2dimages-.x` {
+		t.Errorf("got %s", got)
+	}
+}

@@ -227,6 +227,43 @@ func (r *Root) VolumeOf(name string) Volume {
 	return r.Volumes[0]
 }
 
+// MountUnit finds a systemd mount unit (systemd.mount(5)) whose mount point is name or a folder above it; empty
+// if there is none.
+func (r *Root) MountUnit(s *System, name string) string {
+	for at := path.Clean("/" + name); at != "/"; at = path.Dir(at) {
+		unit := unitName(at) + ".mount"
+		for _, dir := range []string{"/etc/systemd/system", "/usr/lib/systemd/system"} {
+			p, err := s.Locate(path.Join(dir, unit))
+			if err != nil {
+				continue
+			}
+			if path.Base(p.Path) == "null" {
+				break // masked
+			}
+			if _, err := r.Tree.Stat(p.Path); err == nil {
+				return path.Join(dir, unit)
+			}
+		}
+	}
+	return ""
+}
+
+// unitName escapes a path as systemd-escape --path does.
+func unitName(name string) string {
+	var u strings.Builder
+	for i, c := range []byte(strings.Trim(name, "/")) {
+		switch {
+		case c == '/':
+			u.WriteByte('-')
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '_', c == ':', c == '.' && i > 0:
+			u.WriteByte(c)
+		default:
+			fmt.Fprintf(&u, `\x%02x`, c)
+		}
+	}
+	return u.String()
+}
+
 // isOf says whether a mount's source is the partition. A bare device name says nothing about a disk image.
 func (m Mount) isOf(p disk.Partition) bool {
 	source := m.Source

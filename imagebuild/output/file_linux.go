@@ -1,6 +1,7 @@
 package output
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -113,16 +114,43 @@ func copyFile(ctx context.Context, dst, src *os.File) error {
 		if errors.Is(err, unix.ENXIO) {
 			return nil
 		}
-		end := size
 		if err != nil {
-			start = off // no hole map here: all is data
-		} else if end, err = unix.Seek(int(src.Fd()), start, unix.SEEK_HOLE); err != nil {
+			return copyData(ctx, dst, src, off, size) // no map of holes here, as on a block device
+		}
+		end, err := unix.Seek(int(src.Fd()), start, unix.SEEK_HOLE)
+		if err != nil {
 			return fmt.Errorf("reading the base's holes: %w", err)
 		}
 		if err := copyRange(ctx, dst, src, start, end-start); err != nil {
 			return err
 		}
 		off = end
+	}
+	return nil
+}
+
+// copyData copies the bytes from off to end but for blocks of zeros, which stay holes.
+func copyData(ctx context.Context, dst, src *os.File, off, end int64) error {
+	const block = 64 << 10
+	buf, zeros := make([]byte, 16*block), make([]byte, block)
+	for off < end {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		n, err := src.ReadAt(buf[:min(end-off, int64(len(buf)))], off)
+		if n == 0 {
+			return fmt.Errorf("copying the base at byte %d: %w", off, err)
+		}
+		for at := 0; at < n; at += block {
+			b := buf[at:min(at+block, n)]
+			if bytes.Equal(b, zeros[:len(b)]) {
+				continue
+			}
+			if _, err := dst.WriteAt(b, off+int64(at)); err != nil {
+				return fmt.Errorf("copying the base: %w", err)
+			}
+		}
+		off += int64(n)
 	}
 	return nil
 }
