@@ -506,18 +506,11 @@ func (b *bake) write(ctx context.Context, dev device, count bool) error {
 		b.Log.Infof("%s: %s", name, e.Why)
 	}
 	err = tree.Commit(ctx)
-	if err != nil && !IsNoSpace(err) {
-		return err
+	if space := spaces[root.VolumeOf(b.storeRoot).At]; space != nil {
+		b.report.Space = space()
 	}
-	v := root.VolumeOf(b.storeRoot)
-	space := spaces[v.At]
-	if space == nil { // nothing had to change; a writer still knows what is free for files
-		p := v.Partition
-		var serr error
-		if _, space, serr = filesystem.OpenWriter(window{dev, p.Start, p.Size}, p.Size, p.Kind, filesystem.Options{CountOnly: true}); serr != nil {
-			return errors.Join(err, serr)
-		}
+	if IsNoSpace(err) {
+		return fmt.Errorf("%w; bake fewer images, or enlarge the base's root partition and its filesystem first", err)
 	}
-	b.report.Space = space()
 	return err
 }

@@ -92,9 +92,12 @@ type NoSpaceError struct{ Space }
 var ErrNoSpace = errors.New("not enough space in the filesystem")
 
 func (e *NoSpaceError) Error() string {
-	return fmt.Sprintf("needs %d blocks of %d bytes and %d inodes; free are %d blocks and %d inodes",
-		e.NeedBlocks, e.BlockSize, e.NeedInodes, e.FreeBlocks, e.FreeInodes)
+	return fmt.Sprintf("%v: needed are %s and %d inodes, free are %s and %d inodes (%d of %d blocks of %d bytes)", ErrNoSpace,
+		size(e.NeedBytes()), e.NeedInodes, size(e.FreeBytes()), e.FreeInodes, e.NeedBlocks, e.FreeBlocks, e.BlockSize)
 }
+
+// size is a number of bytes in MiB, rounded up: a need is never shown smaller than it is.
+func size(n int64) string { return fmt.Sprintf("%d MiB", (n+1<<20-1)>>20) }
 
 // Is reports that the error matches ErrNoSpace.
 func (e *NoSpaceError) Is(target error) bool { return target == ErrNoSpace }

@@ -165,7 +165,7 @@ func (t *Tree) Commit(ctx context.Context) error {
 	for _, g := range t.grafts {
 		if w := t.writers[g.At]; w != nil {
 			if err := w.Commit(ctx); err != nil {
-				return fmt.Errorf("%s: %w", path.Join("/", g.At), err)
+				return fmt.Errorf("filesystem at %s: %w", path.Join("/", g.At), err)
 			}
 		}
 	}
