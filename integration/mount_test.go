@@ -101,6 +101,9 @@ func mount(t testing.TB, raw string, number int, options string) string {
 func mountAt(t testing.TB, raw string, number int, options, dir string) {
 	t.Helper()
 	p := area(t, raw, number)
+	if isXFS(t, raw, number) {
+		options += ",nouuid" // a base may be mounted beside its output
+	}
 	run(t, "mount", "-o", fmt.Sprintf("%s,loop,offset=%d,sizelimit=%d", options, p.start, p.size), raw, dir)
 }
 

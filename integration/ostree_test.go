@@ -103,19 +103,13 @@ func mountOCK(t testing.TB, raw, options string) *ockMounts {
 	t.Helper()
 	parts := partitions(t, raw)
 	root := len(parts)
-	with := func(number int) string {
-		if isXFS(t, raw, number) {
-			return options + ",nouuid" // the base may be mounted beside the output
-		}
-		return options
-	}
-	m := &ockMounts{sysroot: mount(t, raw, root, with(root))}
+	m := &ockMounts{sysroot: mount(t, raw, root, options)}
 	m.undo = append(m.undo, m.sysroot)
-	mountAt(t, raw, ockBoot, with(ockBoot), m.sysroot+"/boot")
+	mountAt(t, raw, ockBoot, options, m.sysroot+"/boot")
 	m.undo = append(m.undo, m.sysroot+"/boot")
 	stateroot := m.sysroot + "/ostree/deploy/ock"
 	if root > ockVar {
-		mountAt(t, raw, ockVar, with(ockVar), stateroot+"/var")
+		mountAt(t, raw, ockVar, options, stateroot+"/var")
 		m.undo = append(m.undo, stateroot+"/var")
 	}
 	// The entry of the highest version is the first of the menu.

@@ -54,9 +54,10 @@ else
 fi
 mkxfs root 6e6f6465-6261-6b65-0000-0000000000a3 "$root"
 mkdir "$mnt" "$view"
-mount "$root" "$mnt"
+# nouuid: another disk of this maker may be mounted at the same time.
+mount -o nouuid "$root" "$mnt"
 mkdir "$mnt/boot"
-mount "$boot" "$mnt/boot"
+if [ "$bootfs" = ext4 ]; then mount "$boot" "$mnt/boot"; else mount -o nouuid "$boot" "$mnt/boot"; fi
 
 mkdir "$tree"
 tar -C "$tree" -xpf "$rootfs" --numeric-owner --xattrs --xattrs-include='*'
@@ -208,7 +209,7 @@ stateroot=$mnt/ostree/deploy/$os
 if [ -n "$var" ]; then
   varloop=$(attach 3); loops+=("$varloop")
   mkxfs var 6e6f6465-6261-6b65-0000-0000000000c3 "$varloop"
-  mount "$varloop" "$stateroot/var"
+  mount -o nouuid "$varloop" "$stateroot/var"
 fi
 cp -a "$work/var/." "$stateroot/var/"
 ostree admin deploy --sysroot="$mnt" --os="$os" --karg=root=LABEL=root --karg=rw "$os/1" >/dev/null
