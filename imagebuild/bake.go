@@ -31,9 +31,8 @@ type Spec struct {
 	Base string
 	// Images are references as storeseed.ParseReference takes them, in the order in which they are baked.
 	Images []string
-	// Output is the path of the new disk and Format its format; an empty Format is told from the path's ending.
+	// Output is the path of the new disk.
 	Output string
-	Format disk.Format
 	// Store is the store's path on the running system; empty is DefaultStore.
 	Store string
 	// Platform is os/arch[/variant]; empty is the base disk's own.
@@ -42,8 +41,8 @@ type Spec struct {
 	Root string
 	// Report is where the caller will write the report; empty where nowhere. It may be no file of a disk.
 	Report string
-	// Force permits Output to be replaced.
-	Force bool
+	// OutputOptions say what kind of disk is made. An empty Format is told from Output's ending.
+	OutputOptions output.Options
 	// DryRun counts what would be written and writes nothing.
 	DryRun bool
 	// Epoch is the time of everything that has none of its own; nil is the newest image's creation time.
@@ -124,8 +123,8 @@ func Bake(ctx context.Context, spec Spec) (*Report, error) {
 	if len(b.Images) == 0 {
 		return b.report, fmt.Errorf("%w: no image is named; give --image or --images-from", ErrUsage)
 	}
-	if b.Format == "" {
-		b.Format = FormatOf(b.Output)
+	if b.OutputOptions.Format == "" {
+		b.OutputOptions.Format = FormatOf(b.Output)
 	}
 	return b.report, b.run(ctx)
 }
@@ -168,8 +167,8 @@ func (b *bake) run(ctx context.Context) error {
 	if b.DryRun {
 		return b.write(ctx, readOnly{b.base.Disk}, true)
 	}
-	b.Log.Infof("copying the base disk to %s (%s)", b.Output, b.Format)
-	target, err := output.Create(ctx, b.base.Disk, b.Output, b.Format, b.Force)
+	b.Log.Infof("copying the base disk to %s (%s)", b.Output, b.OutputOptions.Format)
+	target, err := output.Create(ctx, b.base.Disk, b.Output, b.OutputOptions)
 	if err != nil {
 		return err
 	}
@@ -186,7 +185,7 @@ func (b *bake) run(ctx context.Context) error {
 	if err := target.Finish(ctx); err != nil {
 		return err
 	}
-	b.report.Output = &DiskReport{Path: b.Output, Format: b.Format, Size: target.Size()}
+	b.report.Output = &DiskReport{Path: b.Output, Format: b.OutputOptions.Format, Size: target.Size()}
 	return nil
 }
 
@@ -252,7 +251,7 @@ func (b *bake) prepare() error {
 	}
 	b.Log.Infof("root is %s: %s", root.Partition, osName(root.Release))
 	if b.Output != "" {
-		if err := output.Check(d, b.Output, b.Force); err != nil {
+		if err := output.Check(d, b.Output, b.OutputOptions); err != nil {
 			return err
 		}
 	}

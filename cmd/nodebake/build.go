@@ -24,7 +24,8 @@ var errReport = errors.New("the bake succeeded, but its report could not be writ
 func buildCommand() *cobra.Command {
 	var spec imagebuild.Spec
 	var lists []string
-	var format, report string
+	var report string
+	var flags outputFlags
 	cmd := &cobra.Command{
 		Use:   "build --base BASE --image REF --output OUT",
 		Short: "Bake images into a new disk",
@@ -48,11 +49,9 @@ same bytes.`,
 			if spec.Output == "" && !spec.DryRun {
 				return usage("--output is missing: the disk to make")
 			}
-			spec.Format = disk.Format(format)
-			switch spec.Format {
-			case "", disk.Raw, disk.Qcow2:
-			default:
-				return usage("--output-format %s: give qcow2 or raw", format)
+			var err error
+			if spec.OutputOptions, err = flags.options(); err != nil {
+				return err
 			}
 			for _, name := range lists {
 				refs, err := readList(cmd.InOrStdin(), name)
@@ -64,7 +63,6 @@ same bytes.`,
 			if report != "-" {
 				spec.Report = report
 			}
-			var err error
 			if spec.Epoch, err = epoch(os.Getenv("SOURCE_DATE_EPOCH")); err != nil {
 				return err
 			}
@@ -92,11 +90,10 @@ same bytes.`,
 	f.StringArrayVar(&spec.Images, "image", nil, "the `REF` of an image to bake; may be given more than once")
 	f.StringArrayVar(&lists, "images-from", nil, "a `FILE` of references, one a line, # starts a comment; - is standard input")
 	f.StringVar(&spec.Output, "output", "", "the disk to make, a `FILE`")
-	f.StringVar(&format, "output-format", "", "qcow2 or raw (default: raw where OUT ends in .raw or .img, else qcow2)")
 	f.StringVar(&spec.Store, "store", imagebuild.DefaultStore, "the store's `PATH` on the node")
 	f.StringVar(&spec.Platform, "platform", "", "`OS/ARCH[/VARIANT]` of the images (default: the base disk's own)")
 	addRootFlag(cmd, &spec.Root)
-	f.BoolVar(&spec.Force, "force", false, "replace OUT where it exists")
+	flags.add(cmd)
 	f.BoolVar(&spec.DryRun, "dry-run", false, "print the plan and the space that it needs; write nothing")
 	f.StringVar(&report, "report", "", "write a JSON report to `FILE`; - is standard output")
 	return cmd

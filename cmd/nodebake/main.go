@@ -17,6 +17,7 @@ import (
 	"go.podman.io/storage/pkg/reexec"
 
 	"github.com/nodebake/nodebake/imagebuild"
+	"github.com/nodebake/nodebake/imagebuild/output"
 )
 
 // The exit codes; the README lists them.
@@ -69,7 +70,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stderr, printable(line))
 	}
 	switch {
-	case errors.Is(err, imagebuild.ErrUsage):
+	case errors.Is(err, imagebuild.ErrUsage), errors.Is(err, output.ErrOptions):
 		return exitUsage
 	case errors.Is(err, imagebuild.ErrVerify):
 		return exitVerify
@@ -121,7 +122,7 @@ no loop device and no other program.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usage("%v; see %s --help", err, cmd.CommandPath())
 	})
-	root.AddCommand(buildCommand(), inspectCommand(), imagesCommand(), verifyCommand(), lsCommand(), catCommand(), versionCommand())
+	root.AddCommand(buildCommand(), convertCommand(), inspectCommand(), imagesCommand(), verifyCommand(), lsCommand(), catCommand(), versionCommand())
 	return root
 }
 

@@ -109,6 +109,61 @@ func TestDemo(t *testing.T) {
 	}
 }
 
+func TestConvert(t *testing.T) {
+	dir := t.TempDir()
+	base, err := os.ReadFile(demoBase)
+	if err != nil {
+		t.Fatal(err)
+	}
+	in := filepath.Join(dir, "base.qcow2")
+	if err := os.WriteFile(in, base, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		args []string
+		code int
+		want string // in what inspect prints, or in standard error where code is not 0
+	}{
+		{[]string{"convert", in, filepath.Join(dir, "a.raw")}, 0, "Format:    raw"},
+		{[]string{"convert", in, filepath.Join(dir, "b"), "--compress", "zstd:3", "--cluster-size", "128K"}, 0, "Format:    qcow2 v3, clusters of 128.0 KiB, zstd"},
+		{[]string{"convert", filepath.Join(dir, "a.raw"), filepath.Join(dir, "c"), "--overlay"}, 0, "backed by a.raw"},
+		{[]string{"build", "--base", in, "--image", demoImage, "--overlay", "--output", filepath.Join(dir, "d")}, 0, "1 image, 2 layers, read-only"},
+		{[]string{"build", "--base", filepath.Join(dir, "a.raw"), "--image", demoImage, "--compress", "zlib", "--output", filepath.Join(dir, "e")}, 0, "1 image, 2 layers, read-only"},
+		{[]string{"convert", in, filepath.Join(dir, "a.raw")}, 1, "--force replaces it"},
+		{[]string{"convert", in, in, "--force"}, 1, "base disk itself"},
+		{[]string{"convert", in, filepath.Join(dir, "f.raw"), "--compress", "zstd"}, 2, "choose a qcow2 output"},
+		{[]string{"convert", in, filepath.Join(dir, "f"), "--compress", "lz4"}, 2, "zstd or zlib"},
+		{[]string{"convert", in, filepath.Join(dir, "f"), "--compress", "zlib:10"}, 2, "1 to 9"},
+		{[]string{"convert", in, filepath.Join(dir, "f"), "--compress", "zlib:"}, 2, "1 to 9"},
+		{[]string{"convert", in, filepath.Join(dir, "f"), "--cluster-size", "1G"}, 2, "512 to 2"},
+		{[]string{"convert", in, filepath.Join(dir, "f"), "--overlay", "--compress", "zlib"}, 2, "one of the two"},
+		{[]string{"convert", in}, 2, "OUT is missing"},
+	} {
+		t.Run(strings.Join(c.args[2:], " "), func(t *testing.T) {
+			code, stdout, stderr := nodebake(t, c.args...)
+			if code != c.code || code != 0 && !strings.Contains(stderr, c.want) {
+				t.Fatalf("exit %d, want %d with %q\n%s%s", code, c.code, c.want, stdout, stderr)
+			}
+			if code != 0 {
+				return
+			}
+			out := c.args[2]
+			for i, a := range c.args {
+				if a == "--output" {
+					out = c.args[i+1]
+				}
+			}
+			if code, stdout, stderr := nodebake(t, "inspect", out); code != 0 || !strings.Contains(stdout, c.want) {
+				t.Errorf("inspect: exit %d, no %q\n%s%s", code, c.want, stdout, stderr)
+			}
+		})
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) != 6 {
+		t.Errorf("in the folder: %v, %v", entries, err)
+	}
+}
+
 func TestDryRunWritesNothing(t *testing.T) {
 	dir := t.TempDir()
 	code, stdout, stderr := nodebake(t, "build", "--base", demoBase, "--image", demoImage, "--output", filepath.Join(dir, "y"), "--dry-run")

@@ -57,6 +57,19 @@ type used struct {
 // Open opens the disk image at path, whose format is read from its content and never from its name. Backing
 // and data files that a qcow2 names are opened only from the image's own folder. The caller closes it.
 func Open(path string) (*Disk, error) {
+	d, err := OpenImage(path)
+	if err != nil {
+		return nil, err
+	}
+	if err := d.readTable(); err != nil {
+		d.Close()
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return d, nil
+}
+
+// OpenImage is Open for those who want the disk's bytes alone: its table is not read, and there need be none.
+func OpenImage(path string) (*Disk, error) {
 	// Asked before opening: a FIFO without a writer would never open.
 	st, err := os.Stat(path)
 	if err != nil {
@@ -112,11 +125,11 @@ func (d *Disk) open() error {
 		return fmt.Errorf("%s is %s: %w; convert it first: qemu-img convert -O qcow2 %s disk.qcow2",
 			path, other, ErrUnsupported, filepath.Base(path))
 	}
-	if err := d.readTable(); err != nil {
-		return fmt.Errorf("%s: %w", path, err)
-	}
 	return nil
 }
+
+// Resolve opens a file that the image is backed by, from the image's folder.
+func (d *Disk) Resolve(name, format string) (qcow.Source, error) { return d.resolver()(name, format) }
 
 // resolver opens backing files from the disk's folder and notes each, so that no output can take its place.
 func (d *Disk) resolver() func(name, format string) (qcow.Source, error) {

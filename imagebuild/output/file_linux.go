@@ -54,7 +54,7 @@ func (t *Target) place() error {
 		if !errors.Is(err, unix.EEXIST) {
 			return fmt.Errorf("naming the output %s: %w", t.path, err)
 		}
-		if !t.force {
+		if !t.o.Force {
 			return fmt.Errorf("%s: %w: it came there while the bake ran", t.path, ErrExists)
 		}
 		for i := 0; t.temp == ""; i++ {
@@ -68,7 +68,7 @@ func (t *Target) place() error {
 			}
 		}
 	}
-	if t.force {
+	if t.o.Force {
 		return os.Rename(t.temp, t.path)
 	}
 	if err := unix.Renameat2(unix.AT_FDCWD, t.temp, unix.AT_FDCWD, t.path, unix.RENAME_NOREPLACE); err != nil {

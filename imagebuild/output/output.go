@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -20,9 +21,11 @@ var (
 	ErrIsBase = errors.New("output is the base disk itself")
 )
 
-// Check refuses an output path that cannot be used, before any work is done. force permits an existing file
-// to be replaced.
-func Check(base *disk.Disk, path string, force bool) error {
+// Check refuses an output path that cannot be used, before any work is done.
+func Check(base *disk.Disk, path string, o Options) error {
+	if err := o.check(base, path); err != nil {
+		return err
+	}
 	dir, err := os.Stat(filepath.Dir(path))
 	if err != nil {
 		return fmt.Errorf("the output's folder: %w", err)
@@ -32,7 +35,7 @@ func Check(base *disk.Disk, path string, force bool) error {
 	}
 	st, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		if _, err := os.Lstat(path); err == nil && !force {
+		if _, err := os.Lstat(path); err == nil && !o.Force {
 			return fmt.Errorf("%s: %w, as a symbolic link to nothing; --force replaces it", path, ErrExists)
 		}
 		return nil
@@ -45,8 +48,53 @@ func Check(base *disk.Disk, path string, force bool) error {
 		return fmt.Errorf("%s: %w, which is never written; choose another --output", path, ErrIsBase)
 	case !st.Mode().IsRegular():
 		return fmt.Errorf("%s is not a regular file; choose another --output", path)
-	case !force:
+	case !o.Force:
 		return fmt.Errorf("%s: %w; --force replaces it", path, ErrExists)
+	}
+	return nil
+}
+
+// Options say what kind of disk is made.
+type Options struct {
+	Format disk.Format
+	// Force permits an existing file to be replaced.
+	Force bool
+	// Overlay makes a qcow2 that holds only what differs from the base and names it as its backing file. Base and
+	// output lie in the same folder.
+	Overlay bool
+	// Compression makes a qcow2 all of whose data is compressed: "zlib" or "zstd", with Level 1 to 9 or 1 to 22,
+	// 0 for the usual one.
+	Compression string
+	Level       int
+	// ClusterSize is that of a new qcow2, in bytes; 0 keeps the base's where it can, and else is 64 KiB.
+	ClusterSize int
+}
+
+// ErrOptions is matched where options contradict each other or the base.
+var ErrOptions = errors.New("output options")
+
+func (o Options) check(base *disk.Disk, path string) error {
+	switch {
+	case o.Format == disk.Raw && (o.Overlay || o.Compression != "" || o.ClusterSize != 0):
+		return fmt.Errorf("%w: a raw disk has no clusters, no compression and no backing file; choose a qcow2 output", ErrOptions)
+	case o.Overlay && o.Compression != "":
+		return fmt.Errorf("%w: an overlay is not compressed; leave one of the two out", ErrOptions)
+	case o.ClusterSize != 0 && (o.ClusterSize < 512 || o.ClusterSize > 2<<20 || o.ClusterSize&(o.ClusterSize-1) != 0):
+		return fmt.Errorf("%w: clusters of %d bytes; a power of two from 512 to 2097152 is possible", ErrOptions, o.ClusterSize)
+	}
+	if !o.Overlay {
+		return nil
+	}
+	a, err := os.Stat(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	b, err := os.Stat(filepath.Dir(base.Path))
+	if err != nil {
+		return err
+	}
+	if !os.SameFile(a, b) {
+		return fmt.Errorf("%w: an overlay lies in the folder of its base (%s), so that the two can be moved together", ErrOptions, filepath.Dir(base.Path))
 	}
 	return nil
 }
@@ -54,29 +102,38 @@ func Check(base *disk.Disk, path string, force bool) error {
 // Target is a disk being made. One goroutine at a time.
 type Target struct {
 	path  string
-	force bool
+	o     Options
+	base  *disk.Disk
 	file  *os.File
 	temp  string // empty while the file has no name at all
 	image *qcow.Writer
 	size  int64
+	// stage holds the changes until Finish writes the whole image anew; nil where they go to the image at once.
+	stage     *os.File
+	stageTemp string
 }
 
-// Create makes a private copy of the base in the given format. Where base and target formats are the same the
-// image file is carried over as it is, by reflink or copy_file_range where the host offers it, so that
-// compressed clusters stay compressed; else its contents are converted. Until Finish nothing is at path, and
-// Abort, or the end of the process, leaves nothing.
-func Create(ctx context.Context, base *disk.Disk, path string, format disk.Format, force bool) (*Target, error) {
-	if err := Check(base, path, force); err != nil {
+// Create makes a private copy of the base. Where base and target formats are the same the image file is carried
+// over as it is, by reflink or copy_file_range where the host offers it, so that compressed clusters stay
+// compressed; else its contents are converted. Until Finish nothing is at path, and Abort, or the end of the
+// process, leaves nothing.
+func Create(ctx context.Context, base *disk.Disk, path string, o Options) (*Target, error) {
+	if err := Check(base, path, o); err != nil {
 		return nil, err
 	}
 	file, temp, err := createTemp(filepath.Dir(path), filepath.Base(path))
 	if err != nil {
 		return nil, fmt.Errorf("creating a temporary file beside %s: %w", path, err)
 	}
-	t := &Target{path: path, force: force, file: file, temp: temp, size: base.Size()}
-	if format == disk.Raw {
+	t := &Target{path: path, o: o, base: base, file: file, temp: temp, size: base.Size()}
+	switch {
+	case o.Format == disk.Raw:
 		err = t.fillRaw(ctx, base)
-	} else {
+	case o.Overlay:
+		t.image, err = t.overlay(t.file, filepath.Base(base.Path))
+	case o.Compression != "" || o.ClusterSize != 0:
+		err = t.fillStage()
+	default:
 		err = t.fillQcow2(ctx, base)
 	}
 	if err != nil {
@@ -113,6 +170,66 @@ func (t *Target) fillQcow2(ctx context.Context, base *disk.Disk) (err error) {
 		return err
 	}
 	return qcow.Copy(ctx, t.image, src, qcow.CopyOptions{})
+}
+
+// overlay makes f an image whose contents are the base's, until they are written to.
+func (t *Target) overlay(f *os.File, name string) (*qcow.Writer, error) {
+	backing := t.base.Image
+	if backing == nil {
+		src, err := source(t.base)
+		if err != nil {
+			return nil, err
+		}
+		backing = qcow.OpenRaw(src)
+	}
+	return qcow.Create(f, t.base.Size(), qcow.CreateOptions{ClusterSize: t.o.ClusterSize, Backing: backing, BackingFile: name, BackingFormat: string(t.base.Format)})
+}
+
+// stageBacking is what the stage calls its backing file. It is never a file's name.
+const stageBacking = "base"
+
+// fillStage puts the changes into a temporary overlay first: a compressed cluster that is written twice would
+// leave a hole in the image, and a bake writes many twice.
+func (t *Target) fillStage() (err error) {
+	if t.stage, t.stageTemp, err = createTemp(filepath.Dir(t.path), filepath.Base(t.path)+".stage"); err != nil {
+		return fmt.Errorf("creating a temporary file beside %s: %w", t.path, err)
+	}
+	t.image, err = t.overlay(t.stage, stageBacking)
+	return err
+}
+
+// unstage writes the whole image from the base and the stage.
+func (t *Target) unstage(ctx context.Context) error {
+	src, err := qcow.NewFileSource(t.stage)
+	if err != nil {
+		return err
+	}
+	view, err := qcow.Open(src, qcow.Options{Resolve: func(name, format string) (qcow.Source, error) {
+		if name == stageBacking {
+			return borrowed{t.base.File()}.source()
+		}
+		return t.base.Resolve(name, format)
+	}})
+	if err != nil {
+		return fmt.Errorf("reading the changes back: %w", err)
+	}
+	defer view.Close()
+	w, err := qcow.Create(t.file, t.size, qcow.CreateOptions{ClusterSize: t.o.ClusterSize, Compression: t.o.Compression, CompressionLevel: t.o.Level})
+	if err != nil {
+		return err
+	}
+	if err := qcow.Copy(ctx, w, view, qcow.CopyOptions{}); err != nil {
+		return err
+	}
+	return w.Close()
+}
+
+// borrowed is a file that is closed by somebody else.
+type borrowed struct{ f *os.File }
+
+func (b borrowed) source() (qcow.Source, error) {
+	size, err := b.f.Seek(0, io.SeekEnd)
+	return io.NewSectionReader(b.f, 0, size), err
 }
 
 // source is the base's contents with what is known of its holes.
@@ -188,6 +305,12 @@ func (t *Target) Finish(ctx context.Context) (err error) {
 			return fmt.Errorf("finishing the image: %w", err)
 		}
 	}
+	if t.stage != nil {
+		if err := t.unstage(ctx); err != nil {
+			return fmt.Errorf("finishing the image: %w", err)
+		}
+		t.dropStage()
+	}
 	if err := t.file.Sync(); err != nil {
 		return fmt.Errorf("flushing the output to its device: %w", err)
 	}
@@ -206,9 +329,21 @@ func (t *Target) Finish(ctx context.Context) (err error) {
 
 // Abort throws the disk away. It may be called more than once, and after Finish does nothing.
 func (t *Target) Abort() {
+	t.dropStage()
 	t.file.Close()
 	if t.temp != "" {
 		os.Remove(t.temp)
 		t.temp = ""
 	}
+}
+
+func (t *Target) dropStage() {
+	if t.stage == nil {
+		return
+	}
+	t.stage.Close()
+	if t.stageTemp != "" {
+		os.Remove(t.stageTemp)
+	}
+	t.stage = nil
 }

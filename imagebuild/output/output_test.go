@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -67,8 +68,12 @@ func TestCreate(t *testing.T) {
 		{"v2.qcow2", []string{"convert", "-O", "qcow2", "-o", "compat=0.10", "base.raw", "v2.qcow2"}},
 		{"overlay.qcow2", []string{"create", "-q", "-f", "qcow2", "-b", "base.raw", "-F", "raw", "overlay.qcow2"}},
 	} {
-		for _, format := range []disk.Format{disk.Raw, disk.Qcow2} {
-			t.Run(base.name+" to "+string(format), func(t *testing.T) {
+		for _, o := range []Options{
+			{Format: disk.Raw}, {Format: disk.Qcow2}, {Format: disk.Qcow2, Overlay: true}, {Format: disk.Qcow2, Compression: "zlib"},
+			{Format: disk.Qcow2, Compression: "zstd", Level: 9}, {Format: disk.Qcow2, ClusterSize: 4096}, {Format: disk.Qcow2, Overlay: true, ClusterSize: 2 << 20},
+		} {
+			t.Run(fmt.Sprintf("%s to %+v", base.name, o), func(t *testing.T) {
+				format := o.Format
 				dir := t.TempDir()
 				rawDisk(t, dir)
 				if base.args != nil {
@@ -81,7 +86,7 @@ func TestCreate(t *testing.T) {
 				defer d.Close()
 				out := filepath.Join(dir, "out")
 				ctx := context.Background()
-				target, err := Create(ctx, d, out, format, false)
+				target, err := Create(ctx, d, out, o)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -120,11 +125,51 @@ func TestCreate(t *testing.T) {
 					if s := tool(t, "qemu-img", "check", "-f", "qcow2", out); !strings.Contains(s, "No errors") {
 						t.Error(s)
 					}
+					info := tool(t, "qemu-img", "info", out)
+					for _, want := range []struct {
+						is   bool
+						text string
+					}{{o.Overlay, "backing file: " + base.name}, {o.Compression != "", "compression type: " + o.Compression},
+						{o.ClusterSize != 0, fmt.Sprintf("cluster_size: %d", o.ClusterSize)}} {
+						if want.is && !strings.Contains(info, want.text) {
+							t.Errorf("no %q in\n%s", want.text, info)
+						}
+					}
 				}
 				if st, err := os.Stat(out); err != nil || st.Mode().Perm()&0o400 == 0 {
 					t.Errorf("%v, %v", st, err)
 				}
 			})
+		}
+	}
+}
+
+func TestOptions(t *testing.T) {
+	dir := t.TempDir()
+	d, err := disk.Open(rawDisk(t, dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	elsewhere := filepath.Join(t.TempDir(), "out")
+	for _, c := range []struct {
+		path string
+		o    Options
+		want string
+	}{
+		{"", Options{Format: disk.Raw, Compression: "zstd"}, "no compression"},
+		{"", Options{Format: disk.Raw, Overlay: true}, "no backing file"},
+		{"", Options{Format: disk.Raw, ClusterSize: 4096}, "no clusters"},
+		{"", Options{Format: disk.Qcow2, Overlay: true, Compression: "zlib"}, "one of the two"},
+		{"", Options{Format: disk.Qcow2, ClusterSize: 3000}, "power of two"},
+		{"", Options{Format: disk.Qcow2, ClusterSize: 4 << 20}, "power of two"},
+		{elsewhere, Options{Format: disk.Qcow2, Overlay: true}, "folder of its base"},
+	} {
+		if c.path == "" {
+			c.path = filepath.Join(dir, "out")
+		}
+		if err := Check(d, c.path, c.o); !errors.Is(err, ErrOptions) || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%+v: error %v, want one with %q", c.o, err, c.want)
 		}
 	}
 }
@@ -158,12 +203,12 @@ func TestPlaces(t *testing.T) {
 		{other, true, nil}, {filepath.Join(dir, "new"), false, nil},
 		{dangling, false, ErrExists}, {dangling, true, nil},
 	} {
-		if err := Check(d, c.path, c.force); !errors.Is(err, c.want) {
+		if err := Check(d, c.path, Options{Force: c.force}); !errors.Is(err, c.want) {
 			t.Errorf("Check(%s, %v) = %v, want %v", c.path, c.force, err, c.want)
 		}
 	}
 	for _, bad := range []string{filepath.Join(dir, "none", "x"), filepath.Join(name, "x"), dir, "/dev/null"} {
-		if err := Check(d, bad, true); err == nil {
+		if err := Check(d, bad, Options{Force: true}); err == nil {
 			t.Errorf("%s is taken", bad)
 		}
 	}
@@ -173,7 +218,7 @@ func TestPlaces(t *testing.T) {
 	if err := os.WriteFile(left, []byte("left"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	target, err := Create(ctx, d, other, disk.Raw, true)
+	target, err := Create(ctx, d, other, Options{Format: disk.Raw, Force: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -192,7 +237,7 @@ func TestPlaces(t *testing.T) {
 	}
 
 	late := filepath.Join(dir, "late")
-	if target, err = Create(ctx, d, late, disk.Raw, false); err != nil {
+	if target, err = Create(ctx, d, late, Options{Format: disk.Raw, Force: false}); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(late, []byte("somebody else's"), 0o600); err != nil {
@@ -210,7 +255,7 @@ func TestPlaces(t *testing.T) {
 		cancel()
 		t.Finish(stopped)
 	}} {
-		if target, err = Create(ctx, d, filepath.Join(dir, "never"), disk.Qcow2, false); err != nil {
+		if target, err = Create(ctx, d, filepath.Join(dir, "never"), Options{Format: disk.Qcow2, Force: false}); err != nil {
 			t.Fatal(err)
 		}
 		end(target)
@@ -239,7 +284,7 @@ func TestNamedTemporary(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		target := &Target{path: out, force: c.force, file: f, temp: temp}
+		target := &Target{path: out, o: Options{Force: c.force}, file: f, temp: temp}
 		if err := target.Finish(context.Background()); !errors.Is(err, c.want) {
 			t.Errorf("%+v: %v", c, err)
 		}

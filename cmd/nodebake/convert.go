@@ -1,0 +1,96 @@
+package main
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/sirupsen/logrus"
+	"github.com/spf13/cobra"
+
+	"github.com/nodebake/nodebake/imagebuild"
+	"github.com/nodebake/nodebake/imagebuild/disk"
+	"github.com/nodebake/nodebake/imagebuild/output"
+)
+
+func convertCommand() *cobra.Command {
+	var flags outputFlags
+	cmd := &cobra.Command{
+		Use:   "convert IN OUT",
+		Short: "Convert a disk image: raw, qcow2, compressed or not",
+		Long: `Write the contents of a disk image to a new one, of another format or compressed. What is on the disk does not
+matter. IN is only read; OUT appears when it is whole.`,
+		Example: `  nodebake convert debian.raw debian.qcow2 --compress zstd
+  nodebake convert node.qcow2 node.raw`,
+		Args: exactly("IN", "OUT"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			o, err := flags.options()
+			if err != nil {
+				return err
+			}
+			logrus.Infof("converting %s to %s", args[0], args[1])
+			return imagebuild.Convert(cmd.Context(), args[0], args[1], o)
+		},
+	}
+	flags.add(cmd)
+	return cmd
+}
+
+// outputFlags are the flags of every command that makes a disk.
+type outputFlags struct {
+	format, compress, cluster string
+	force, overlay            bool
+}
+
+func (o *outputFlags) add(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&o.format, "output-format", "", "qcow2 or raw (default: raw where OUT ends in .raw or .img, else qcow2)")
+	f.StringVar(&o.compress, "compress", "", "compress all data of a qcow2: `zstd|zlib[:LEVEL]`")
+	f.StringVar(&o.cluster, "cluster-size", "", "`SIZE` of a qcow2's clusters, such as 64K (default: the base's, or 64K)")
+	f.BoolVar(&o.overlay, "overlay", false, "a qcow2 with the changes alone, backed by the base, in the base's folder")
+	f.BoolVar(&o.force, "force", false, "replace OUT where it exists")
+}
+
+func (o *outputFlags) options() (output.Options, error) {
+	out := output.Options{Format: disk.Format(o.format), Force: o.force, Overlay: o.overlay}
+	switch out.Format {
+	case "", disk.Raw, disk.Qcow2:
+	default:
+		return out, usage("--output-format %s: give qcow2 or raw", o.format)
+	}
+	kind, level, leveled := strings.Cut(o.compress, ":")
+	most := map[string]int{"": 0, "zlib": 9, "zstd": 22}
+	highest, known := most[kind]
+	n, err := 0, error(nil)
+	if leveled {
+		n, err = strconv.Atoi(level)
+	}
+	if !known || err != nil || leveled && (n < 1 || n > highest) {
+		return out, usage("--compress %s: give zstd or zlib, and a level of 1 to 22 or 1 to 9 behind a colon, such as zstd:9", o.compress)
+	}
+	out.Compression, out.Level = kind, n
+	if o.cluster != "" {
+		size, err := parseSize(o.cluster)
+		if err != nil {
+			return out, usage("--cluster-size %s: give a power of two from 512 to 2M", o.cluster)
+		}
+		out.ClusterSize = size
+	}
+	return out, nil
+}
+
+// parseSize reads bytes with an optional K or M, in powers of 1024.
+func parseSize(s string) (int, error) {
+	unit := 1
+	switch {
+	case strings.HasSuffix(s, "K"):
+		unit = 1 << 10
+	case strings.HasSuffix(s, "M"):
+		unit = 1 << 20
+	}
+	n, err := strconv.Atoi(strings.TrimRight(s, "KM"))
+	if err != nil || n < 1 || n > 1<<30/unit {
+		return 0, fmt.Errorf("%q is not a size", s)
+	}
+	return n * unit, nil
+}
