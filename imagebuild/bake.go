@@ -224,12 +224,12 @@ func (b *bake) check(ctx context.Context, target *output.Target) error {
 		return err
 	}
 	v := b.base.Root.VolumeOf(b.storeRoot)
-	r, info, err := filesystem.Open(io.NewSectionReader(target, v.Partition.Start, v.Partition.Size), v.Partition.Size, v.Partition.Kind)
+	r, _, err := filesystem.Open(io.NewSectionReader(target, v.Partition.Start, v.Partition.Size), v.Partition.Size, v.Partition.Kind)
 	if err != nil {
 		return fmt.Errorf("opening what was written: %w", err)
 	}
 	root := strings.TrimPrefix(strings.TrimPrefix(b.storeRoot, v.At), "/")
-	rep, err := storeseed.Verify(ctx, r, root, storeseed.VerifyOptions{RecordsOnly: true, TimeResolution: info.TimeResolution})
+	rep, err := storeseed.Verify(ctx, r, root, storeseed.VerifyOptions{RecordsOnly: true})
 	if err != nil {
 		return fmt.Errorf("checking what was written: %w", err)
 	}

@@ -30,8 +30,9 @@ func Verify(ctx context.Context, o *Opened, log logrus.FieldLogger) ([]StoreVeri
 		if s.Primary {
 			continue
 		}
+		info := o.Root.VolumeOf(s.Root).Info
 		r, err := storeseed.Verify(ctx, o.Root.Tree, s.Root, storeseed.VerifyOptions{
-			TimeResolution: o.Root.VolumeOf(s.Root).Info.TimeResolution,
+			TimeResolution: info.TimeResolution, Earliest: info.Earliest, Latest: info.Latest,
 			Progress: func(layer, layers int, id string) {
 				log.Infof("%s: layer %d of %d: %.12s", s.Path, layer+1, layers, id)
 			},

@@ -470,6 +470,10 @@ func TestVerifyFindsLies(t *testing.T) {
 			os.Remove(diff + "/odd/to-file")
 			return os.Symlink("elsewhere", diff+"/odd/to-file")
 		}, []string{short, "odd/to-file"}},
+		{"a hard link that became a copy", func(_, diff string) error {
+			_, err := tool("sh", "-c", `cp -a "$1" "$1.new" && mv "$1.new" "$1"`, "sh", diff+"/odd/links/second")
+			return err
+		}, []string{short, "odd/links"}},
 		{"a whiteout", func(store, _ string) error {
 			return os.Remove(filepath.Join(store, "overlay", facts.layers[3].id, "diff/odd/gone/file"))
 		}, []string{facts.layers[3].id[:12], "odd/gone/file"}},

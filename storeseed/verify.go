@@ -31,11 +31,25 @@ type VerifyOptions struct {
 	MaxFaults int
 	// TimeResolution is the precision of the filesystem's timestamps; 0 is a nanosecond.
 	TimeResolution time.Duration
+	// Earliest and Latest bound the times that the filesystem can hold: an entry beyond them is there with the bound.
+	// Zero is no bound.
+	Earliest, Latest time.Time
 	// RecordsOnly checks the records, links and data items and leaves out the layers' contents.
 	RecordsOnly bool
 	// Progress, if set, is called before each layer.
 	Progress func(layer, layers int, id string)
 	Log      logrus.FieldLogger
+}
+
+// held is what becomes of a time in the filesystem.
+func (o VerifyOptions) held(t time.Time) time.Time {
+	switch {
+	case !o.Earliest.IsZero() && t.Before(o.Earliest):
+		return o.Earliest
+	case !o.Latest.IsZero() && t.After(o.Latest):
+		return o.Latest
+	}
+	return t.Truncate(o.TimeResolution)
 }
 
 // Fault is one thing that is wrong with a store.
@@ -637,8 +651,8 @@ func (c *layerCheck) attributes(name string, want, got *tar.Header, times bool) 
 	if want.Typeflag == tar.TypeReg && want.Size != got.Size {
 		add("size", want.Size, got.Size)
 	}
-	if res := c.v.o.TimeResolution; times && !want.ModTime.Truncate(res).Equal(got.ModTime.Truncate(res)) {
-		add("modification time", want.ModTime.UTC().Format(time.RFC3339Nano), got.ModTime.UTC().Format(time.RFC3339Nano))
+	if wanted := c.v.o.held(want.ModTime); times && !wanted.Equal(c.v.o.held(got.ModTime)) {
+		add("modification time", wanted.UTC().Format(time.RFC3339Nano), got.ModTime.UTC().Format(time.RFC3339Nano))
 	}
 	if want.Typeflag == tar.TypeSymlink && want.Linkname != got.Linkname {
 		add("target", fmt.Sprintf("%q", want.Linkname), fmt.Sprintf("%q", got.Linkname))

@@ -12,6 +12,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
+	"slices"
 	"time"
 
 	"github.com/nodebake/nodebake/imagebuild/filesystem/ext4"
@@ -66,8 +68,9 @@ type Info struct {
 	Inodes     int64    `json:"inodes"`
 	FreeInodes int64    `json:"freeInodes"`
 	Features   []string `json:"features,omitempty"`
-	// TimeResolution is the precision of the times that files can have.
-	TimeResolution time.Duration `json:"-"`
+	// TimeResolution is the precision of the times that files can have, Earliest and Latest their range.
+	TimeResolution   time.Duration `json:"-"`
+	Earliest, Latest time.Time     `json:"-"`
 }
 
 // Space is what a writer found free and what has been taken of it, in blocks of BlockSize bytes and in inodes.
@@ -119,20 +122,27 @@ func Open(r io.ReaderAt, size int64, kind Kind) (Reader, Info, error) {
 			return nil, Info{Kind: kind}, err
 		}
 		i := f.Info()
-		resolution := time.Nanosecond
+		// Two more bits of the seconds, and the nanoseconds, lie beyond the first 128 bytes.
+		resolution, latest := time.Nanosecond, int64(math.MaxInt32+3<<32)
 		if i.InodeSize == 128 {
-			resolution = time.Second
+			resolution, latest = time.Second, math.MaxInt32
 		}
 		return f, Info{Kind: kind, Label: i.Label, UUID: uuid(i.UUID[:]), BlockSize: int64(i.BlockSize), Blocks: i.Blocks,
-			FreeBlocks: max(i.FreeBlocks-i.ReservedBlocks, 0), Inodes: i.Inodes, FreeInodes: i.FreeInodes, Features: i.Features, TimeResolution: resolution}, nil
+			FreeBlocks: max(i.FreeBlocks-i.ReservedBlocks, 0), Inodes: i.Inodes, FreeInodes: i.FreeInodes, Features: i.Features,
+			TimeResolution: resolution, Earliest: time.Unix(math.MinInt32, 0), Latest: time.Unix(latest, 0)}, nil
 	case XFS:
 		f, err := xfs.Open(r, size)
 		if err != nil {
 			return nil, Info{Kind: kind}, err
 		}
 		i := f.Info()
+		latest := int64(math.MaxInt32)
+		if slices.Contains(i.Features, "bigtime") {
+			latest = math.MaxUint64/1_000_000_000 + math.MinInt32
+		}
 		return f, Info{Kind: kind, Label: i.Label, UUID: uuid(i.UUID[:]), BlockSize: int64(i.BlockSize), Blocks: i.Blocks,
-			FreeBlocks: i.FreeBlocks, Inodes: i.Inodes, FreeInodes: i.FreeInodes, Features: i.Features, TimeResolution: time.Nanosecond}, nil
+			FreeBlocks: i.FreeBlocks, Inodes: i.Inodes, FreeInodes: i.FreeInodes, Features: i.Features,
+			TimeResolution: time.Nanosecond, Earliest: time.Unix(math.MinInt32, 0), Latest: time.Unix(latest, 0)}, nil
 	}
 	return nil, Info{Kind: kind}, fmt.Errorf("%s: %w", kind, ErrNoWriter)
 }
