@@ -179,9 +179,6 @@ func (b *bake) run(ctx context.Context) error {
 	if err := b.check(ctx, target); err != nil {
 		return err
 	}
-	if err := b.base.Disk.Unchanged(); err != nil {
-		return err
-	}
 	if err := target.Finish(ctx); err != nil {
 		return err
 	}

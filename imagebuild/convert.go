@@ -23,8 +23,5 @@ func Convert(ctx context.Context, in, out string, o output.Options) error {
 		return err
 	}
 	defer t.Abort()
-	if err := d.Unchanged(); err != nil {
-		return err
-	}
 	return t.Finish(ctx)
 }

@@ -128,13 +128,13 @@ func Create(ctx context.Context, base *disk.Disk, path string, o Options) (*Targ
 	t := &Target{path: path, o: o, base: base, file: file, temp: temp, size: base.Size()}
 	switch {
 	case o.Format == disk.Raw:
-		err = t.fillRaw(ctx, base)
+		err = t.fillRaw(ctx)
 	case o.Overlay:
 		t.image, err = t.overlay(t.file, filepath.Base(base.Path))
 	case o.Compression != "" || o.ClusterSize != 0:
 		err = t.fillStage()
 	default:
-		err = t.fillQcow2(ctx, base)
+		err = t.fillQcow2(ctx)
 	}
 	if err != nil {
 		t.Abort()
@@ -143,7 +143,8 @@ func Create(ctx context.Context, base *disk.Disk, path string, o Options) (*Targ
 	return t, nil
 }
 
-func (t *Target) fillRaw(ctx context.Context, base *disk.Disk) error {
+func (t *Target) fillRaw(ctx context.Context) error {
+	base := t.base
 	if base.Format == disk.Raw {
 		return copyFile(ctx, t.file, base.File())
 	}
@@ -153,19 +154,19 @@ func (t *Target) fillRaw(ctx context.Context, base *disk.Disk) error {
 	return qcow.Copy(ctx, t.file, base.Image, qcow.CopyOptions{})
 }
 
-func (t *Target) fillQcow2(ctx context.Context, base *disk.Disk) (err error) {
-	if patchable(base) {
-		if err := t.patch(ctx, base); !errors.Is(err, qcow.ErrCannotPatch) {
+func (t *Target) fillQcow2(ctx context.Context) (err error) {
+	if patchable(t.base) {
+		if err := t.patch(ctx); !errors.Is(err, qcow.ErrCannotPatch) {
 			return err
 		}
 		if err := t.file.Truncate(0); err != nil {
 			return err
 		}
 	}
-	if t.image, err = qcow.Create(t.file, base.Size(), qcow.CreateOptions{}); err != nil {
+	if t.image, err = qcow.Create(t.file, t.size, qcow.CreateOptions{}); err != nil {
 		return err
 	}
-	src, err := source(base)
+	src, err := source(t.base)
 	if err != nil {
 		return err
 	}
@@ -206,7 +207,7 @@ func (t *Target) unstage(ctx context.Context) error {
 	}
 	view, err := qcow.Open(src, qcow.Options{Resolve: func(name, format string) (qcow.Source, error) {
 		if name == stageBacking {
-			return borrowed{t.base.File()}.source()
+			return borrow(t.base.File())
 		}
 		return t.base.Resolve(name, format)
 	}})
@@ -224,12 +225,10 @@ func (t *Target) unstage(ctx context.Context) error {
 	return w.Close()
 }
 
-// borrowed is a file that is closed by somebody else.
-type borrowed struct{ f *os.File }
-
-func (b borrowed) source() (qcow.Source, error) {
-	size, err := b.f.Seek(0, io.SeekEnd)
-	return io.NewSectionReader(b.f, 0, size), err
+// borrow is a file's bytes, for a reader that would close a file.
+func borrow(f *os.File) (qcow.Source, error) {
+	size, err := f.Seek(0, io.SeekEnd)
+	return io.NewSectionReader(f, 0, size), err
 }
 
 // source is the base's contents with what is known of its holes.
@@ -251,8 +250,8 @@ func patchable(base *disk.Disk) bool {
 
 // patch carries the base's file over and opens it for changes. qcow.ErrCannotPatch means that its tables do
 // not permit that: then the contents must be converted.
-func (t *Target) patch(ctx context.Context, base *disk.Disk) error {
-	if err := copyFile(ctx, t.file, base.File()); err != nil {
+func (t *Target) patch(ctx context.Context) error {
+	if err := copyFile(ctx, t.file, t.base.File()); err != nil {
 		return err
 	}
 	st, err := t.file.Stat()
@@ -293,7 +292,8 @@ func (t *Target) Flush() error {
 	return nil
 }
 
-// Finish makes the file durable and gives it its name, as the last act. The target is closed in any case.
+// Finish makes the file durable and gives it its name, as the last act, unless the base was written to meanwhile
+// (disk.ErrChanged). The target is closed in any case.
 func (t *Target) Finish(ctx context.Context) (err error) {
 	defer func() {
 		if err != nil {
@@ -315,6 +315,9 @@ func (t *Target) Finish(ctx context.Context) (err error) {
 		return fmt.Errorf("flushing the output to its device: %w", err)
 	}
 	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := t.base.Unchanged(); err != nil {
 		return err
 	}
 	if err := t.place(); err != nil {

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/nodebake/nodebake/imagebuild/disk"
 )
@@ -266,9 +267,43 @@ func TestPlaces(t *testing.T) {
 	}
 }
 
+// A staged output reads its base until the very end, so that is when the base must still be as it was.
+func TestBaseChanges(t *testing.T) {
+	for _, o := range []Options{{Format: disk.Raw}, {Format: disk.Qcow2, Compression: "zstd"}, {Format: disk.Qcow2, Overlay: true}} {
+		t.Run(fmt.Sprintf("%+v", o), func(t *testing.T) {
+			dir := t.TempDir()
+			name := rawDisk(t, dir)
+			d, err := disk.Open(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer d.Close()
+			out := filepath.Join(dir, "out")
+			target, err := Create(context.Background(), d, out, o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Chtimes(name, time.Unix(1, 0), time.Unix(1, 0)); err != nil {
+				t.Fatal(err)
+			}
+			if err := target.Finish(context.Background()); !errors.Is(err, disk.ErrChanged) {
+				t.Errorf("error %v, want %v", err, disk.ErrChanged)
+			}
+			if entries, err := os.ReadDir(dir); err != nil || len(entries) != 1 {
+				t.Errorf("left behind: %v, %v", entries, err)
+			}
+		})
+	}
+}
+
 // A filesystem without O_TMPFILE has the output under a temporary name.
 func TestNamedTemporary(t *testing.T) {
 	dir := t.TempDir()
+	d, err := disk.Open(rawDisk(t, dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
 	for _, c := range []struct {
 		force, there bool
 		want         error
@@ -284,7 +319,7 @@ func TestNamedTemporary(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		target := &Target{path: out, o: Options{Force: c.force}, file: f, temp: temp}
+		target := &Target{path: out, o: Options{Force: c.force}, base: d, file: f, temp: temp}
 		if err := target.Finish(context.Background()); !errors.Is(err, c.want) {
 			t.Errorf("%+v: %v", c, err)
 		}
