@@ -23,23 +23,12 @@ func lsCommand() *cobra.Command {
   nodebake ls node.qcow2:/etc/containers`,
 		Args: exactly("DISK:/path"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			o, name, err := openDiskPath(args[0], root)
+			o, real, h, err := openDiskPath(args[0], root)
 			if err != nil {
 				return err
 			}
 			defer o.Close()
-			real, err := o.Path(name)
-			if err != nil {
-				return fmt.Errorf("%s: %w", args[0], err)
-			}
 			r := o.Root.Tree
-			h, err := r.Stat(real)
-			if errors.Is(err, fs.ErrNotExist) {
-				return fmt.Errorf("%s: %w", args[0], fs.ErrNotExist)
-			}
-			if err != nil {
-				return fmt.Errorf("%s: %w", args[0], err)
-			}
 			names, dir := []string{""}, real
 			if h.Typeflag == tar.TypeDir {
 				if names, err = r.ReadDir(real); err != nil {
@@ -99,14 +88,26 @@ func modeString(h *tar.Header) string {
 	return t + string(b)
 }
 
-// openDiskPath opens the disk of a DISK:/path argument and returns the path.
-func openDiskPath(arg, root string) (*imagebuild.Opened, string, error) {
+// openDiskPath opens the disk of a DISK:/path argument and finds the path in its tree. The caller closes the disk.
+func openDiskPath(arg, root string) (o *imagebuild.Opened, real string, h *tar.Header, err error) {
 	i := strings.LastIndex(arg, ":/")
 	if i <= 0 {
-		return nil, "", usage("%q is not of the form DISK:/path", arg)
+		return nil, "", nil, usage("%q is not of the form DISK:/path", arg)
 	}
-	o, err := imagebuild.OpenDisk(arg[:i], root)
-	return o, arg[i+1:], err
+	if o, err = imagebuild.OpenDisk(arg[:i], root); err != nil {
+		return nil, "", nil, err
+	}
+	if real, err = o.Path(arg[i+1:]); err == nil {
+		h, err = o.Root.Tree.Stat(real)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		err = fs.ErrNotExist
+	}
+	if err != nil {
+		o.Close()
+		return nil, "", nil, fmt.Errorf("%s: %w", arg, err)
+	}
+	return o, real, h, nil
 }
 
 func addRootFlag(cmd *cobra.Command, root *string) {
