@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"github.com/nodebake/nodebake/imagebuild/filesystem"
@@ -290,4 +292,17 @@ func Bytes(n int64) string {
 		unit++
 	}
 	return fmt.Sprintf("%.1f %ciB", v, " KMGTPE"[unit])
+}
+
+// ParseBytes reads a size as people write it: a whole number, alone or with K, M, G or T behind it, also written
+// KiB and so on; powers of 1024, as for qemu-img.
+func ParseBytes(s string) (int64, error) {
+	units := map[string]int{"": 0, "K": 10, "KIB": 10, "M": 20, "MIB": 20, "G": 30, "GIB": 30, "T": 40, "TIB": 40}
+	digits := strings.TrimRight(s, "KMGTiBkmgtb")
+	shift, ok := units[strings.ToUpper(s[len(digits):])]
+	n, err := strconv.ParseUint(digits, 10, 63)
+	if !ok || err != nil || n > math.MaxInt64>>shift {
+		return 0, fmt.Errorf("%q is not a size; write it like 20G or 512M", s)
+	}
+	return int64(n) << shift, nil
 }

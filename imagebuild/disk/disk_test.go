@@ -298,6 +298,16 @@ func TestBytes(t *testing.T) {
 	}
 }
 
+func TestParseBytes(t *testing.T) {
+	for s, want := range map[string]int64{"0": 0, "512": 512, "20G": 20 << 30, "20GiB": 20 << 30, "3t": 3 << 40, "7k": 7 << 10, "8388607T": 8388607 << 40,
+		"": -1, "G": -1, "-1": -1, "+1": -1, "1.5G": -1, "20GB": -1, "8388608T": -1, "9223372036854775808": -1, "1 G": -1, "GG": -1, "1KM": -1} {
+		got, err := ParseBytes(s)
+		if want < 0 && err == nil || want >= 0 && (err != nil || got != want) {
+			t.Errorf("ParseBytes(%q) = %d, %v; want %d", s, got, err, want)
+		}
+	}
+}
+
 func FuzzTable(f *testing.F) {
 	f.Add(make([]byte, 4096))
 	head := make([]byte, 2048)

@@ -36,6 +36,12 @@ func NewTree(grafts ...Graft) *Tree {
 	return t
 }
 
+// Graft adds a filesystem. Its folder must exist by then, in what it will hide.
+func (t *Tree) Graft(g Graft) {
+	i := slices.IndexFunc(t.grafts, func(have Graft) bool { return len(have.At) <= len(g.At) })
+	t.grafts = slices.Insert(t.grafts, max(i, 0), g)
+}
+
 // find says which filesystem a name lies in, and what it is called there.
 func (t *Tree) find(name string) (Graft, string) {
 	name = strings.TrimLeft(name, "/")

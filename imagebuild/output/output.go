@@ -284,6 +284,25 @@ func (t *Target) WriteAt(p []byte, off int64) (int, error) {
 // Size is the guest's size in bytes.
 func (t *Target) Size() int64 { return t.size }
 
+// Grow makes the disk larger, to size bytes of the guest; the new part reads as zeros.
+func (t *Target) Grow(size int64) error {
+	if size < t.size {
+		return fmt.Errorf("cannot shrink the disk from %d to %d bytes", t.size, size)
+	}
+	if t.image != nil {
+		if err := t.image.Grow(size); err != nil {
+			return err
+		}
+		t.size = t.image.Size()
+		return nil
+	}
+	if err := t.file.Truncate(size); err != nil {
+		return fmt.Errorf("growing the disk to %d bytes: %w", size, err)
+	}
+	t.size = size
+	return nil
+}
+
 // Flush writes all of the image's own metadata, so that the file can be read as a whole image.
 func (t *Target) Flush() error {
 	if t.image != nil {

@@ -17,7 +17,10 @@ import (
 	"github.com/nodebake/nodebake/imagebuild/disk"
 )
 
-const testSize = 32 << 20
+const (
+	testSize  = 32 << 20
+	grownSize = testSize + 3<<20 + 512
+)
 
 // tool runs a real program that the test is about; without it the test fails in CI and is skipped elsewhere.
 func tool(t *testing.T, name string, args ...string) string {
@@ -105,6 +108,17 @@ func TestCreate(t *testing.T) {
 				if _, err := target.WriteAt(change, testSize-10); err == nil {
 					t.Error("a write past the end is taken")
 				}
+				if err := target.Grow(grownSize); err != nil || target.Size() != grownSize {
+					t.Fatalf("growing gives %d bytes, %v", target.Size(), err)
+				}
+				if err := target.Grow(testSize); err == nil {
+					t.Error("the disk shrinks")
+				}
+				for _, off := range []int64{testSize - 10, grownSize - int64(len(change))} {
+					if _, err := target.WriteAt(change, off); err != nil {
+						t.Fatal(err)
+					}
+				}
 				back := make([]byte, len(change))
 				if _, err := target.ReadAt(back, 24<<20+5); err != nil || !bytes.Equal(back, change) {
 					t.Errorf("reading back: %v", err)
@@ -112,13 +126,19 @@ func TestCreate(t *testing.T) {
 				if err := target.Finish(ctx); err != nil {
 					t.Fatal(err)
 				}
-				want := filepath.Join(dir, "base.raw")
+				want := filepath.Join(dir, "want.raw")
+				tool(t, "cp", "--sparse=always", filepath.Join(dir, "base.raw"), want)
 				f, err := os.OpenFile(want, os.O_RDWR, 0)
 				if err != nil {
 					t.Fatal(err)
 				}
-				if _, err := f.WriteAt(change, 24<<20+5); err != nil {
+				if err := f.Truncate(grownSize); err != nil {
 					t.Fatal(err)
+				}
+				for _, off := range []int64{24<<20 + 5, testSize - 10, grownSize - int64(len(change))} {
+					if _, err := f.WriteAt(change, off); err != nil {
+						t.Fatal(err)
+					}
 				}
 				f.Close()
 				tool(t, "qemu-img", "compare", "-f", "raw", "-F", string(format), want, out)
