@@ -267,7 +267,11 @@ func (b *bake) prepare() error {
 	if err := b.checkWritable(); err != nil {
 		return err
 	}
-	if unit := root.MountUnit(root.Systems[0], b.Store); unit != "" {
+	unit, err := root.MountUnit(root.Systems[0], b.Store)
+	if err != nil {
+		return err
+	}
+	if unit != "" {
 		b.warn("%s may mount something over the store: make sure that it does not, or choose another --store", unit)
 	}
 	if b.System == nil {

@@ -127,9 +127,11 @@ func (s *System) release() (Release, error) {
 	return rel, nil
 }
 
-// Mount is one line of fstab(5).
+// Mount is one line of fstab(5), or a mount unit.
 type Mount struct {
 	Source, Target, Type, Options string
+	// By is the file that says so.
+	By string
 }
 
 // fstab reads /etc/fstab. A missing file is no error.
@@ -149,7 +151,7 @@ func (s *System) fstab() ([]Mount, error) {
 		if len(f) < 3 || strings.HasPrefix(f[0], "#") {
 			continue
 		}
-		m := Mount{Source: unescape(strings.Trim(f[0], `"`)), Target: unescape(f[1]), Type: f[2]}
+		m := Mount{Source: unescape(strings.Trim(f[0], `"`)), Target: unescape(f[1]), Type: f[2], By: "/etc/fstab"}
 		if tag, value, ok := strings.Cut(m.Source, "="); ok {
 			m.Source = tag + "=" + strings.Trim(value, `"`)
 		}

@@ -42,13 +42,15 @@ func (t tree) Stat(name string) (*tar.Header, error) {
 
 func (t tree) ReadDir(name string) ([]string, error) {
 	var names []string
+	prefix := strings.TrimLeft(path.Clean("/"+name)+"/", "/")
 	for k := range t {
-		if path.Dir("/"+k) == path.Clean("/"+name) {
-			names = append(names, path.Base(k))
+		if rest, ok := strings.CutPrefix(k, prefix); ok {
+			first, _, _ := strings.Cut(rest, "/")
+			names = append(names, first)
 		}
 	}
 	slices.Sort(names)
-	return names, nil
+	return slices.Compact(names), nil
 }
 
 func (t tree) Open(name string) (*io.SectionReader, error) {
@@ -142,11 +144,33 @@ func TestMountUnit(t *testing.T) {
 	} {
 		s := bare(c.r)
 		r := &Root{Tree: s.tree, Systems: []*System{s}}
-		if got := r.MountUnit(s, "/var/images"); got != c.want {
-			t.Errorf("%v: got %q, want %q", c.r, got, c.want)
+		if got, err := r.MountUnit(s, "/var/images"); got != c.want || err != nil {
+			t.Errorf("%v: got %q, %v, want %q", c.r, got, err, c.want)
 		}
 	}
-	if got := unitName("/var/my-images/.x"); got != `var-my\x2dimages-.x` {
+	if got := UnitName("/var/my-images/.x"); got != `var-my\x2dimages-.x.mount` {
 		t.Errorf("got %s", got)
+	}
+}
+
+func TestUnitMounts(t *testing.T) {
+	const unit = "# [Mount]\nWhat=no\n[Unit]\nWhat=no\n[Mount]\nWhat = /dev/disk/by-uuid/ab\nWhere=/var/images\nType=ext4\nOptions=ro\n[Install]\nWhere=/no\n"
+	store := Mount{"/dev/disk/by-uuid/ab", "/var/images", "ext4", "ro", "/etc/systemd/system/var-images.mount"}
+	for name, c := range map[string]struct {
+		r    tree
+		want []Mount
+	}{
+		"nothing":     {tree{"etc/os-release": ""}, nil},
+		"not started": {tree{"etc/systemd/system/var-images.mount": unit}, nil},
+		"wanted":      {tree{"etc/systemd/system/var-images.mount": unit, "etc/systemd/system/local-fs.target.wants/var-images.mount": "->../var-images.mount"}, []Mount{store}},
+		"required":    {tree{"etc/systemd/system/var-images.mount": unit, "usr/lib/systemd/system/x.service.requires/var-images.mount": ""}, []Mount{store}},
+		"masked":      {tree{"etc/systemd/system/x.mount": "->/dev/null", "usr/lib/systemd/system/x.mount": unit, "usr/lib/systemd/system/a.wants/x.mount": ""}, nil},
+		"gone":        {tree{"usr/lib/systemd/system/a.wants/x.mount": "->../x.mount"}, nil},
+		"no place":    {tree{"usr/lib/systemd/system/x.mount": "[Mount]\nWhat=a\n", "usr/lib/systemd/system/a.wants/x.mount": ""}, nil},
+	} {
+		got, err := bare(c.r).unitMounts()
+		if err != nil || !slices.Equal(got, c.want) {
+			t.Errorf("%s: got %+v, %v; want %+v", name, got, err, c.want)
+		}
 	}
 }

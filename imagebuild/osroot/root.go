@@ -41,6 +41,8 @@ type Root struct {
 
 	// covers are mounts of which the disk does not have the filesystem, and hidden is where each lies in Tree.
 	covers, hidden []Mount
+	// units are the mount units that mount has dealt with.
+	units []string
 }
 
 // rootTypes are the types of the Discoverable Partitions Specification for a root partition.

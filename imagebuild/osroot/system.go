@@ -227,41 +227,19 @@ func (r *Root) VolumeOf(name string) Volume {
 	return r.Volumes[0]
 }
 
-// MountUnit finds a systemd mount unit (systemd.mount(5)) whose mount point is name or a folder above it; empty
-// if there is none.
-func (r *Root) MountUnit(s *System, name string) string {
+// MountUnit finds a mount unit that nothing is seen to start, but that something may, whose mount point is name or
+// a folder above it; empty if there is none.
+func (r *Root) MountUnit(s *System, name string) (string, error) {
 	for at := path.Clean("/" + name); at != "/"; at = path.Dir(at) {
-		unit := unitName(at) + ".mount"
-		for _, dir := range []string{"/etc/systemd/system", "/usr/lib/systemd/system"} {
-			p, err := s.Locate(path.Join(dir, unit))
-			if err != nil {
-				continue
-			}
-			if path.Base(p.Path) == "null" {
-				break // masked
-			}
-			if _, err := r.Tree.Stat(p.Path); err == nil {
-				return path.Join(dir, unit)
-			}
+		m, err := s.unit(UnitName(at))
+		if err != nil {
+			return "", err
+		}
+		if m.By != "" && !slices.Contains(r.units, m.By) {
+			return m.By, nil
 		}
 	}
-	return ""
-}
-
-// unitName escapes a path as systemd-escape --path does.
-func unitName(name string) string {
-	var u strings.Builder
-	for i, c := range []byte(strings.Trim(name, "/")) {
-		switch {
-		case c == '/':
-			u.WriteByte('-')
-		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '_', c == ':', c == '.' && i > 0:
-			u.WriteByte(c)
-		default:
-			fmt.Fprintf(&u, `\x%02x`, c)
-		}
-	}
-	return u.String()
+	return "", nil
 }
 
 // isOf says whether a mount's source is the partition. A bare device name says nothing about a disk image.
@@ -275,21 +253,31 @@ func (m Mount) isOf(p disk.Partition) bool {
 	return strings.Contains(source, "=") && p.Matches(source)
 }
 
-// mount puts the partitions that the system's fstab names in their places, and notes the mounts of which this
+// mount puts the partitions that the system's fstab and mount units name in their places, and notes the mounts of which this
 // disk does not have the filesystem.
 func (r *Root) mount(d *disk.Disk) error {
 	mounts, err := r.Systems[0].fstab()
 	if err != nil {
 		return fmt.Errorf("reading /etc/fstab: %w", err)
 	}
-	for _, m := range mounts {
+	units, err := r.Systems[0].unitMounts()
+	if err != nil {
+		return fmt.Errorf("reading systemd's mount units: %w", err)
+	}
+	for _, m := range units {
+		r.units = append(r.units, m.By)
+	}
+	for _, m := range append(mounts, units...) {
 		if !strings.HasPrefix(m.Target, "/") || path.Clean(m.Target) == "/" {
 			continue
 		}
 		i := slices.IndexFunc(d.Partitions, func(p disk.Partition) bool { return p.Number != r.Partition.Number && m.isOf(p) })
 		at, err := r.Systems[0].Locate(m.Target)
+		if err == nil && at.ReadOnly == isVolatile {
+			continue
+		}
 		if err != nil {
-			r.Warnings = append(r.Warnings, fmt.Sprintf("fstab's mount at %s was passed over: %v", m.Target, err))
+			r.Warnings = append(r.Warnings, fmt.Sprintf("the mount at %s in %s was passed over: %v", m.Target, m.By, err))
 			r.covers = append(r.covers, m)
 			continue
 		}
@@ -317,7 +305,7 @@ func (r *Root) mount(d *disk.Disk) error {
 // cover notes a mount that hides what lies at a path of the tree.
 func (r *Root) cover(m Mount, at string) {
 	r.covers = append(r.covers, m)
-	r.hidden = append(r.hidden, Mount{Source: m.Source, Target: path.Join("/", at), Type: m.Type})
+	r.hidden = append(r.hidden, Mount{Source: m.Source, Target: path.Join("/", at), Type: m.Type, By: m.By})
 }
 
 var (
@@ -331,7 +319,7 @@ var (
 // running system mounts something that is not on this disk. Those errors match ErrHidden or ErrImmutable.
 func (r *Root) Writable(s *System, name string) (string, error) {
 	if m, ok := mountOver(r.covers, name); ok {
-		return "", fmt.Errorf("%w: /etc/fstab mounts %s on %s, over %s; choose another path", ErrHidden, m.Source, m.Target, name)
+		return "", fmt.Errorf("%w: %s mounts %s on %s, over %s; choose another path", ErrHidden, m.By, m.Source, m.Target, name)
 	}
 	at, err := s.Locate(name)
 	if err != nil {
@@ -339,7 +327,7 @@ func (r *Root) Writable(s *System, name string) (string, error) {
 	}
 	// Symbolic links, of name or of a mount's target, lead to the same place under another name.
 	if m, ok := mountOver(r.hidden, at.Path); ok {
-		return "", fmt.Errorf("%w: %s is %s, and /etc/fstab mounts %s over that; choose another path", ErrHidden, name, s.Running(at.Path), m.Source)
+		return "", fmt.Errorf("%w: %s is %s, and %s mounts %s over that; choose another path", ErrHidden, name, s.Running(at.Path), m.By, m.Source)
 	}
 	switch at.ReadOnly {
 	case "":
