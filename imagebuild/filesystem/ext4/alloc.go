@@ -14,6 +14,7 @@ type groupState struct {
 	fresh  []byte // inodes made by a writer that only counts
 	full   bool   // every block is in use, and the bitmap is therefore dropped
 	hint   uint32 // no inode below this index is free
+	top    uint32 // inodes from this index on were never taken by this writer
 }
 
 // allocator hands out blocks and inodes. Once there are too few it goes on with numbers that do not exist on the
@@ -160,7 +161,14 @@ func countClear(b []byte, limit int64) int64 {
 // readBlockBitmap puts group g's block bitmap into b, computing it where the group was never used.
 func (f *FS) readBlockBitmap(g uint32, b []byte) error {
 	start, n := f.groupStart(g), f.groupLen(g)
-	if f.descFlag(g, bgBlockUninit) {
+	if f.w != nil && g >= f.w.diskGroups {
+		// Other groups' bitmaps and inode tables may be in a new group, whatever its flags say until Commit.
+		clear(b)
+		f.w.eachMeta(start, n, func(at, count int64) error {
+			setBits(b, at-start, count)
+			return nil
+		})
+	} else if f.descFlag(g, bgBlockUninit) {
 		clear(b)
 		mark := func(at, count int64) {
 			if lo, hi := max(at, start), min(at+count, start+n); lo < hi {
@@ -190,24 +198,45 @@ func (f *FS) itableBlocks() int64 { return (int64(f.ipg)*int64(f.isize) + f.bs -
 
 // baseMeta is how many blocks from its start a group spends on copies of the superblock and the descriptors.
 func (f *FS) baseMeta(g uint32) int64 {
+	return f.baseMetaIn(g, f.descTable())
+}
+
+// descTable says where group descriptors are.
+type descTable struct {
+	blocks    uint32 // that hold descriptors
+	reserved  uint32 // after them, for growth
+	meta      bool   // the feature meta_bg
+	firstMeta uint32 // with meta: the first block of descriptors that is in the groups that it describes
+}
+
+func (f *FS) descTable() descTable {
+	return descTable{
+		blocks:    f.descBlocks(),
+		reserved:  uint32(le.Uint16(f.sb[sbReservedGDT:])),
+		meta:      f.incompat&incompatMetaBG != 0,
+		firstMeta: le.Uint32(f.sb[sbFirstMetaBG:]),
+	}
+}
+
+// baseMetaIn is baseMeta for descriptors that are where t says.
+func (f *FS) baseMetaIn(g uint32, t descTable) int64 {
 	n := int64(0)
 	if f.hasSuper(g) {
 		n = 1
 	}
-	firstMeta := le.Uint32(f.sb[sbFirstMetaBG:])
-	meta := f.incompat&incompatMetaBG != 0
-	if per := f.descPerBlock(); meta && g/per >= firstMeta {
+	if per := f.descPerBlock(); t.meta && g/per >= t.firstMeta {
 		if i := g % per; i == 0 || i == 1 || i == per-1 {
 			n++
 		}
 		return n
 	}
 	if n > 0 {
-		table := int64(f.descBlocks())
-		if meta {
-			table = int64(firstMeta)
+		if t.meta {
+			n += int64(t.firstMeta)
+		} else {
+			n += int64(t.blocks)
 		}
-		n += table + int64(le.Uint16(f.sb[sbReservedGDT:]))
+		n += int64(t.reserved)
 	}
 	return n
 }
@@ -311,7 +340,9 @@ func (w *Writer) fail() { w.short = true }
 // rest of the file, fit best.
 func (w *Writer) alloc(goal, want, near int64) (phys, n int64, err error) {
 	if want > w.left && !w.short {
-		w.fail()
+		if err := w.more(want, false); err != nil {
+			return 0, 0, err
+		}
 	}
 	if w.short {
 		phys, n = w.virtual, want
@@ -488,7 +519,7 @@ func (w *Writer) inodeBitmap(g uint32) (*groupState, error) {
 		return s, nil
 	}
 	b := make([]byte, w.bs)
-	if !w.descFlag(g, bgInodeUninit) {
+	if !w.descFlag(g, bgInodeUninit) && g < w.diskGroups {
 		if err := w.readBlock(w.descBlockNo(g, gdInodeBitmapLo, gdInodeBitmapHi), b); err != nil {
 			return nil, fmt.Errorf("inode bitmap of group %d: %w", g, err)
 		}
@@ -506,8 +537,10 @@ func (w *Writer) inodeBitmap(g uint32) (*groupState, error) {
 
 // allocInode takes the lowest free inode of the parent's group, or of a group after it.
 func (w *Writer) allocInode(parent uint32, dir bool) (uint32, error) {
-	if w.leftIno == 0 {
-		w.fail()
+	if w.leftIno == 0 && !w.short {
+		if err := w.more(0, true); err != nil {
+			return 0, err
+		}
 	}
 	w.space.NeedInodes++
 	if w.short {
@@ -542,6 +575,7 @@ func (w *Writer) allocInode(parent uint32, dir bool) (uint32, error) {
 	}
 	setBits(s.inodes, i, 1)
 	s.hint = uint32(i) + 1
+	s.top = max(s.top, s.hint)
 	if w.count {
 		if s.fresh == nil {
 			s.fresh = make([]byte, w.ipg/8)

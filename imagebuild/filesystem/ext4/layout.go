@@ -27,6 +27,7 @@ const (
 	sbRevLevel        = 0x4C  // u32, 0: no features, inodes of 128 bytes
 	sbFirstInode      = 0x54  // u32, inode number
 	sbInodeSize       = 0x58  // u16, bytes
+	sbGroupNumber     = 0x5A  // u16, group that this copy is in
 	sbCompat          = 0x5C  // u32, feature bits
 	sbIncompat        = 0x60  // u32, feature bits
 	sbROCompat        = 0x64  // u32, feature bits
@@ -49,7 +50,9 @@ const (
 	sbWantExtraIsize  = 0x15E // u16, bytes
 	sbFlags           = 0x160 // u32, sbFlag* bits
 	sbMMPBlock        = 0x168 // u64, block number
+	sbLogFlex         = 0x174 // u8, 1<<this groups make a flex_bg group
 	sbChecksumType    = 0x175 // u8, 1 is crc32c
+	sbOverhead        = 0x248 // u32, blocks of metadata and journal; 0 when unknown
 	sbBackupBGs       = 0x24C // 2 u32, groups with backups under sparse_super2
 	sbChecksumSeed    = 0x270 // u32, under metadata_csum_seed
 	sbChecksum        = 0x3FC // u32, crc32c of the bytes before
@@ -66,6 +69,7 @@ const (
 const (
 	compatHasJournal   = 0x4
 	compatExtAttr      = 0x8
+	compatResizeInode  = 0x10
 	compatDirIndex     = 0x20
 	compatSparseSuper2 = 0x200
 	compatOrphanFile   = 0x1000
@@ -167,7 +171,9 @@ const (
 	oldInodeSize = 128
 	extraIsize   = 32 // bytes after 0x80 that this package knows
 
-	rootInode = 2
+	rootInode    = 2
+	resizeInode  = 7
+	journalInode = 8
 
 	flagEncrypt     = 0x800
 	flagIndex       = 0x1000

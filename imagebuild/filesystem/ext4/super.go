@@ -71,7 +71,7 @@ type feature struct {
 // The names are those that tune2fs prints and takes.
 var compatNames = []feature{
 	{0x1, "dir_prealloc"}, {0x2, "imagic_inodes"}, {compatHasJournal, "has_journal"}, {compatExtAttr, "ext_attr"},
-	{0x10, "resize_inode"}, {compatDirIndex, "dir_index"}, {compatSparseSuper2, "sparse_super2"}, {0x400, "fast_commit"},
+	{compatResizeInode, "resize_inode"}, {compatDirIndex, "dir_index"}, {compatSparseSuper2, "sparse_super2"}, {0x400, "fast_commit"},
 	{0x800, "stable_inodes"}, {compatOrphanFile, "orphan_file"},
 }
 
@@ -445,6 +445,12 @@ func (f *FS) descFlag(g uint32, flag uint16) bool {
 // itableUsed is how many inodes from the start of group g's table may be in use; the rest of the table may hold garbage.
 func (f *FS) itableUsed(g uint32) uint32 {
 	if !f.groupCsum {
+		if f.w != nil && g >= f.w.diskGroups {
+			if s := f.w.touched[g]; s != nil {
+				return s.top
+			}
+			return 0
+		}
 		return f.ipg
 	}
 	if f.descFlag(g, bgInodeUninit) {

@@ -23,14 +23,19 @@ type Options struct {
 	Now time.Time
 	// CountOnly never writes to the device: everything is counted exactly as it would be taken.
 	CountOnly bool
+	// Grow is asked for a larger device when blocks or inodes run out, in Commit too. need is the least size in
+	// bytes that the filesystem must have to go on. The size that it returns is what the filesystem is then grown
+	// to, as by [Writer.Grow]; a size below need means that there is no more, and an error ends the writer. It must
+	// not use the Writer.
+	Grow func(need int64) (int64, error)
 }
 
 // Space is what a filesystem has and what a [Writer] takes, in blocks of BlockSize bytes and in inodes.
 type Space struct {
 	BlockSize  int64
-	FreeBlocks int64 // free when the writer was opened, without those reserved for root
+	FreeBlocks int64 // free when the writer was opened and added by growth, without those reserved for root
 	NeedBlocks int64 // taken so far, less what was given back; final after Commit, which writes the folders
-	FreeInodes int64
+	FreeInodes int64 // as FreeBlocks
 	NeedInodes int64
 }
 
@@ -49,11 +54,12 @@ func (e *NoSpaceError) Is(target error) bool { return target == ErrNoSpace }
 // Writer changes an ext4 filesystem. It offers all of FS's reads, of what was there and of what was added. It is
 // not safe for concurrent use.
 //
-// When space runs out, calls go on without error and only count; Commit then returns a [NoSpaceError] with the
-// whole need. Any other error of the device leaves the writer useless, and Commit returns it.
+// When space runs out and Options.Grow has no more, calls go on without error and only count; Commit then returns a
+// [NoSpaceError] with the whole need. Any other error of the device leaves the writer useless, and Commit returns it.
 type Writer struct {
 	*FS
 	allocator
+	growState
 
 	dev     *device
 	now     time.Time
@@ -94,6 +100,7 @@ func OpenWriter(d Device, size int64, o Options) (*Writer, error) {
 	f.w = w
 	f.itab = newInodeTable(f, 64<<10, 64)
 	w.initAllocator()
+	w.initGrowth(o.Grow)
 	return w, nil
 }
 
@@ -1020,12 +1027,23 @@ func (w *Writer) commit(ctx context.Context) error {
 		}
 	}
 	if w.short {
+		if w.limit != nil {
+			return fmt.Errorf("%w; it cannot grow: %w", &NoSpaceError{w.space}, w.limit)
+		}
 		return &NoSpaceError{w.space}
 	}
 	if w.count {
 		return nil
 	}
+	if w.groups > w.diskGroups {
+		if err := w.writeResizeInode(); err != nil {
+			return err
+		}
+	}
 	if err := w.itab.flush(); err != nil {
+		return err
+	}
+	if err := w.clearTables(ctx); err != nil {
 		return err
 	}
 	if err := w.writeGroups(ctx); err != nil {
@@ -1137,23 +1155,29 @@ func (w *Writer) dropInline(d *folder, raw []byte) error {
 func (w *Writer) writeGroups(ctx context.Context) error {
 	gs := make([]uint32, 0, len(w.touched))
 	for g := range w.touched {
-		gs = append(gs, g)
+		if g < w.diskGroups {
+			gs = append(gs, g)
+		}
 	}
 	slices.Sort(gs)
+	for g := w.diskGroups; g < w.groups; g++ {
+		gs = append(gs, g)
+	}
 	full := make([]byte, w.bs)
 	setBits(full, 0, 8*w.bs)
+	none := make([]byte, w.bs)
+	setBits(none, int64(w.ipg), 8*w.bs-int64(w.ipg))
 	// With flex_bg the bitmaps of one kind are neighbours, so each kind goes out by itself.
 	for _, g := range gs {
-		s := w.touched[g]
-		b := s.blocks
-		if s.full {
-			b = full
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		b, err := w.finalBlocks(g, full)
+		if err != nil {
+			return err
 		}
 		if b == nil {
 			continue
-		}
-		if err := ctx.Err(); err != nil {
-			return err
 		}
 		if err := w.dev.write(w.descBlockNo(g, gdBlockBitmapLo, gdBlockBitmapHi)*w.bs, b, true); err != nil {
 			return err
@@ -1161,7 +1185,7 @@ func (w *Writer) writeGroups(ctx context.Context) error {
 		w.setBitmapSum(g, b[:w.bpg/8], gdBlockCsumLo, gdBlockCsumHi)
 	}
 	for _, g := range gs {
-		b := w.touched[g].inodes
+		b := w.finalInodes(g, none)
 		if b == nil {
 			continue
 		}
@@ -1175,6 +1199,9 @@ func (w *Writer) writeGroups(ctx context.Context) error {
 			le.PutUint16(d[gdChecksum:], w.descSum(g, d))
 		}
 	}
+	if w.grown {
+		return w.writeDescs(ctx)
+	}
 	for i, k := 0, 0; i < len(gs); i = k {
 		n := gs[i] / w.descPerBlock()
 		for k = i; k < len(gs) && gs[k]/w.descPerBlock() == n; k++ {
@@ -1184,6 +1211,32 @@ func (w *Writer) writeGroups(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// finalBlocks is group g's block bitmap as it is to be written, or nil when what the device has is right.
+func (w *Writer) finalBlocks(g uint32, full []byte) ([]byte, error) {
+	if s := w.touched[g]; s != nil && s.full {
+		return full, nil
+	} else if s != nil && s.blocks != nil {
+		return s.blocks, nil
+	}
+	if g < w.diskGroups || w.staysUninit(g) {
+		return nil, nil
+	}
+	d := w.desc(g)
+	le.PutUint16(d[gdFlags:], le.Uint16(d[gdFlags:])&^bgBlockUninit)
+	return w.look(g)
+}
+
+// finalInodes is finalBlocks for the inode bitmap.
+func (w *Writer) finalInodes(g uint32, none []byte) []byte {
+	if s := w.touched[g]; s != nil && s.inodes != nil {
+		return s.inodes
+	}
+	if g < w.diskGroups || w.groupCsum {
+		return nil
+	}
+	return none
 }
 
 func (w *Writer) writeSuper() error {
@@ -1202,11 +1255,20 @@ func (w *Writer) writeSuper() error {
 			le.PutUint32(sb[sbROCompat:], le.Uint32(sb[sbROCompat:])|roLargeFile)
 		}
 	}
-	if w.metaCsum {
-		le.PutUint32(sb[sbChecksum:], crc32c(^uint32(0), sb[:sbChecksum]))
+	if w.grown {
+		if err := w.writeBackupSupers(); err != nil {
+			return err
+		}
 	}
+	w.sealSuper(sb)
 	if err := w.dev.flush(); err != nil {
 		return err
 	}
 	return w.dev.out(sb, superOffset)
+}
+
+func (f *FS) sealSuper(sb []byte) {
+	if f.metaCsum {
+		le.PutUint32(sb[sbChecksum:], crc32c(^uint32(0), sb[:sbChecksum]))
+	}
 }
