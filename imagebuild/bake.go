@@ -37,6 +37,11 @@ type Spec struct {
 	Store string
 	// Platform is os/arch[/variant]; empty is the base disk's own.
 	Platform string
+	// Size is how large the disk is to be.
+	Size Size
+	// StorePartition puts the store on a partition of its own at the end of the disk: its filesystem's kind, or "auto"
+	// for the root's; empty where the store goes where its path lies.
+	StorePartition string
 	// Root names the root partition where the disk leaves a choice.
 	Root string
 	// Report is where the caller will write the report; empty where nowhere. It may be no file of a disk.
@@ -57,18 +62,23 @@ type Spec struct {
 
 // Report says what a bake did, or with DryRun would do.
 type Report struct {
-	DryRun    bool             `json:"dryRun,omitempty"`
-	Base      DiskReport       `json:"base"`
-	Output    *DiskReport      `json:"output,omitempty"`
-	Root      RootReport       `json:"root"`
-	Platform  string           `json:"platform"`
-	Store     string           `json:"store"`
-	Epoch     time.Time        `json:"epoch"`
-	Images    []ImageReport    `json:"images"`
-	Changed   []FileReport     `json:"changedFiles"`
-	Space     filesystem.Space `json:"space"`
-	Warnings  []string         `json:"warnings,omitempty"`
-	NewLayers int              `json:"newLayers"`
+	DryRun   bool             `json:"dryRun,omitempty"`
+	Base     DiskReport       `json:"base"`
+	Output   *DiskReport      `json:"output,omitempty"`
+	Root     RootReport       `json:"root"`
+	Platform string           `json:"platform"`
+	Store    string           `json:"store"`
+	Epoch    time.Time        `json:"epoch"`
+	Images   []ImageReport    `json:"images"`
+	Changed  []FileReport     `json:"changedFiles"`
+	Space    filesystem.Space `json:"space"`
+	// Size is the new disk's in bytes, StoreVolume the partition that the store is on, as it is then.
+	Size        int64          `json:"size"`
+	StoreVolume disk.Partition `json:"storeVolume"`
+	// NewPartition says that StoreVolume was made by this bake.
+	NewPartition bool     `json:"newPartition,omitempty"`
+	Warnings     []string `json:"warnings,omitempty"`
+	NewLayers    int      `json:"newLayers"`
 }
 
 // DiskReport is a disk image in a report.
@@ -138,6 +148,8 @@ type bake struct {
 	platform  storeseed.Platform
 	storeRoot string
 	edits     []edit
+	partition *storePartition // nil where the store lies on a partition that is there
+	room      *room
 	policies  map[*osroot.System]*selinux.Policy
 }
 
@@ -165,7 +177,7 @@ func (b *bake) run(ctx context.Context) error {
 		return err
 	}
 	if b.DryRun {
-		return b.write(ctx, readOnly{b.base.Disk}, true)
+		return b.write(ctx, newScratch(b.base.Disk), true)
 	}
 	b.Log.Infof("copying the base disk to %s (%s)", b.Output, b.OutputOptions.Format)
 	target, err := output.Create(ctx, b.base.Disk, b.Output, b.OutputOptions)
@@ -220,13 +232,12 @@ func (b *bake) check(ctx context.Context, target *output.Target) error {
 	if err := target.Flush(); err != nil {
 		return err
 	}
-	v := b.base.Root.VolumeOf(b.storeRoot)
-	r, _, err := filesystem.Open(io.NewSectionReader(target, v.Partition.Start, v.Partition.Size), v.Partition.Size, v.Partition.Kind)
+	v := b.storeVolume()
+	r, _, err := filesystem.Open(v.Volume, v.Volume.Size(), v.Partition().Kind)
 	if err != nil {
 		return fmt.Errorf("opening what was written: %w", err)
 	}
-	root := strings.TrimPrefix(strings.TrimPrefix(b.storeRoot, v.At), "/")
-	rep, err := storeseed.Verify(ctx, r, root, storeseed.VerifyOptions{RecordsOnly: true})
+	rep, err := storeseed.Verify(ctx, filesystem.NewTree(filesystem.Graft{At: v.at, Reader: r}), b.storeRoot, storeseed.VerifyOptions{RecordsOnly: true})
 	if err != nil {
 		return fmt.Errorf("checking what was written: %w", err)
 	}
@@ -259,6 +270,9 @@ func (b *bake) prepare() error {
 		return err
 	}
 	if b.storeRoot, err = root.Writable(root.Systems[0], b.Store); err != nil {
+		return err
+	}
+	if err := b.planStorePartition(); err != nil {
 		return err
 	}
 	if err := b.planEdits(); err != nil {
@@ -315,38 +329,31 @@ func (b *bake) checkReport() error {
 }
 
 // checkWritable opens each filesystem that will be changed as for a change, so that a dirty log or a feature that
-// cannot be written ends the bake before an image is asked for. It notes how much space there is.
+// cannot be written ends the bake before an image is asked for, and so does a disk that cannot have the size that was
+// asked for. It notes how much space there is.
 func (b *bake) checkWritable() error {
 	root := b.base.Root
+	var err error
+	if b.room, err = b.newRoom(newScratch(b.base.Disk), filesystem.Options{Now: time.Unix(0, 0), CountOnly: true}); err != nil {
+		return err
+	}
 	names := []string{b.storeRoot}
 	for _, e := range b.edits {
 		names = append(names, e.Path)
 	}
-	seen := map[string]bool{}
 	for _, name := range names {
 		v := root.VolumeOf(name)
-		if seen[v.At] {
+		if b.room.opened[v.At] != nil {
 			continue
 		}
-		seen[v.At] = true
-		_, space, err := openWriter(readOnly{b.base.Disk}, v, filesystem.Options{Now: time.Unix(0, 0), CountOnly: true})
-		if err != nil {
-			return err
+		if _, err := b.room.open(v, b.fills(v)); err != nil {
+			return b.explain(err)
 		}
-		if name == b.storeRoot {
-			b.report.Space = space()
-		}
+	}
+	if v := b.storeVolume(); v != nil {
+		b.report.Space = v.Space()
 	}
 	return nil
-}
-
-func openWriter(dev device, v osroot.Volume, o filesystem.Options) (filesystem.Writer, func() filesystem.Space, error) {
-	p := v.Partition
-	w, space, err := filesystem.OpenWriter(window{dev, p.Start, p.Size}, p.Size, p.Kind, o)
-	if err != nil {
-		return nil, nil, fmt.Errorf("%s: %w", p, err)
-	}
-	return w, space, nil
 }
 
 // planEdits plans the configuration of every system that the disk can start and that would find the store.
@@ -380,6 +387,11 @@ func (b *bake) planEdits() error {
 		}
 		if err := b.planLabels(s); err != nil {
 			return err
+		}
+		if b.partition != nil {
+			if err := b.planUnit(s); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -432,48 +444,22 @@ func FormatOf(name string) disk.Format {
 	return disk.Qcow2
 }
 
-// readOnly is a device that a counting writer gets: it must never write.
-type readOnly struct{ *disk.Disk }
-
-func (readOnly) WriteAt([]byte, int64) (int, error) {
-	return 0, errors.New("a dry run tried to write")
-}
-
-type device interface {
-	filesystem.Device
-	Size() int64
-}
-
-// window is the root partition of a device.
-type window struct {
-	dev         device
-	start, size int64
-}
-
-func (w window) ReadAt(p []byte, off int64) (int, error) {
-	return io.NewSectionReader(w.dev, w.start, w.size).ReadAt(p, off)
-}
-
-func (w window) WriteAt(p []byte, off int64) (int, error) {
-	if off < 0 || off > w.size || int64(len(p)) > w.size-off {
-		return 0, fmt.Errorf("writing %d bytes at %d: past the end of the root partition (%d bytes)", len(p), off, w.size)
-	}
-	return w.dev.WriteAt(p, w.start+off)
-}
-
 // write seeds the store and edits the configuration on dev.
-func (b *bake) write(ctx context.Context, dev device, count bool) error {
+func (b *bake) write(ctx context.Context, dev disk.Device, count bool) error {
 	root := b.base.Root
-	spaces := map[string]func() filesystem.Space{}
-	tree := root.Writer(func(v osroot.Volume) (filesystem.Writer, error) {
-		w, space, err := openWriter(dev, v, filesystem.Options{Now: b.report.Epoch, CountOnly: count})
-		if err != nil {
-			return nil, err
+	r, err := b.newRoom(dev, filesystem.Options{Now: b.report.Epoch, CountOnly: count})
+	if err != nil {
+		return err
+	}
+	b.room = r
+	tree := root.Writer(func(v osroot.Volume) (filesystem.Writer, error) { return r.open(v, b.fills(v)) })
+	in := labelled{tree, root.Systems[0], b.policies[root.Systems[0]]}
+	if b.partition != nil {
+		if err := b.addStorePartition(r, in); err != nil {
+			return b.explain(err)
 		}
-		spaces[v.At] = space
-		return w, nil
-	})
-	store, err := storeseed.OpenStore(labelled{tree, root.Systems[0], b.policies[root.Systems[0]]}, storeseed.Options{Root: b.storeRoot, Now: b.report.Epoch, Log: b.Log})
+	}
+	store, err := storeseed.OpenStore(in, storeseed.Options{Root: b.storeRoot, Now: b.report.Epoch, Log: b.Log})
 	if err != nil {
 		return err
 	}
@@ -505,12 +491,53 @@ func (b *bake) write(ctx context.Context, dev device, count bool) error {
 		b.report.Changed = append(b.report.Changed, FileReport{name, e.Why})
 		b.Log.Infof("%s: %s", name, e.Why)
 	}
+	if err := r.leaveSpare(); err != nil {
+		return err
+	}
 	err = tree.Commit(ctx)
-	if space := spaces[root.VolumeOf(b.storeRoot).At]; space != nil {
-		b.report.Space = space()
+	if v := b.storeVolume(); v != nil {
+		b.report.Space, b.report.StoreVolume = v.Space(), v.Partition()
 	}
-	if IsNoSpace(err) {
-		return fmt.Errorf("%w; bake fewer images, or enlarge the base's root partition and its filesystem first", err)
+	b.report.Size = dev.Size()
+	if err != nil {
+		return b.explain(err)
 	}
-	return err
+	if grown := dev.Size() - b.base.Disk.Size(); grown > 0 {
+		b.Log.Infof("the disk grows from %s to %s", disk.Bytes(b.base.Disk.Size()), disk.Bytes(dev.Size()))
+	}
+	if count {
+		return nil
+	}
+	return r.layout.Commit()
+}
+
+// fills says whether a volume gets what a size that was given adds to the disk: the store's does.
+func (b *bake) fills(v osroot.Volume) bool {
+	return !b.Size.auto() && b.partition == nil && v.At == b.base.Root.VolumeOf(b.storeRoot).At
+}
+
+// storeVolume is the volume that the store was written to; nil before.
+func (b *bake) storeVolume() *openedVolume {
+	if b.partition != nil {
+		return b.room.opened[b.storeRoot]
+	}
+	return b.room.opened[b.base.Root.VolumeOf(b.storeRoot).At]
+}
+
+// explain adds to an error about space why there was no more, and what to do.
+func (b *bake) explain(err error) error {
+	switch {
+	case !IsNoSpace(err):
+		return err
+	case b.room == nil || b.room.full == nil:
+	case !errors.Is(err, disk.ErrNoRoom):
+		err = fmt.Errorf("%w; %w", err, b.room.full)
+	}
+	switch {
+	case errors.Is(err, disk.ErrFixed):
+		return fmt.Errorf("%w; give a larger --size, or leave it out", err)
+	case b.partition == nil && b.base.Disk.Table != "none":
+		return fmt.Errorf("%w; --store-partition puts the store on a partition of its own at the end of the disk", err)
+	}
+	return fmt.Errorf("%w; bake fewer images, or enlarge the base first", err)
 }

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -135,32 +136,57 @@ func TestFormatOf(t *testing.T) {
 	}
 }
 
-type memory struct{ b []byte }
-
-func (m memory) ReadAt(p []byte, off int64) (int, error)  { return bytes.NewReader(m.b).ReadAt(p, off) }
-func (m memory) WriteAt(p []byte, off int64) (int, error) { return copy(m.b[off:], p), nil }
-func (m memory) Size() int64                              { return int64(len(m.b)) }
-
-// No write leaves the root partition, whatever a filesystem writer asks for.
-func TestWindow(t *testing.T) {
-	m := memory{make([]byte, 100)}
-	w := window{m, 10, 20}
-	for _, c := range []struct {
-		off  int64
-		n    int
-		fits bool
-	}{{0, 20, true}, {19, 1, true}, {20, 0, true}, {19, 2, false}, {20, 1, false}, {-1, 1, false}, {1 << 62, 1, false}, {0, 21, false}} {
-		_, err := w.WriteAt(bytes.Repeat([]byte{1}, c.n), c.off)
-		if (err == nil) != c.fits {
-			t.Errorf("writing %d bytes at %d: %v", c.n, c.off, err)
+func TestSize(t *testing.T) {
+	for text, want := range map[string]int64{"": 10 << 30, "auto": 10 << 30, "20G": 20 << 30, "+2G": 12 << 30, "+0": 10 << 30, "10G": 10 << 30,
+		"10737418241": 10<<30 + 512, "9G": -1, "0": -1, "-1": -1, "+-1": -1, "+": -1, "much": -1, "8388607T": -1, "+8388607T": -1} {
+		s, err := ParseSize(text)
+		var got int64
+		if err == nil {
+			got, err = s.of(10<<30, 512)
+		}
+		if want < 0 && !errors.Is(err, ErrUsage) || want >= 0 && (err != nil || got != want) {
+			t.Errorf("--size %q gives %d, %v; want %d", text, got, err, want)
 		}
 	}
-	for i, b := range m.b {
-		if (b != 0) != (i >= 10 && i < 30) {
-			t.Errorf("byte %d is %d", i, b)
+}
+
+// A dry run's disk reads as the base with what was written, also beyond the base's end.
+func TestScratch(t *testing.T) {
+	const base, size = 3*scratchPage + 100, 8 * scratchPage
+	want := make([]byte, size)
+	rnd := rand.NewChaCha8([32]byte{7})
+	rnd.Read(want[:base])
+	name := filepath.Join(t.TempDir(), "disk")
+	if err := os.WriteFile(name, want[:base], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d, err := disk.OpenImage(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	s := newScratch(d)
+	if _, err := s.WriteAt(make([]byte, 2), base-1); err == nil {
+		t.Error("a write past the end is taken")
+	}
+	if err := s.Grow(size); err != nil || s.Size() != size {
+		t.Fatalf("grown to %d, %v", s.Size(), err)
+	}
+	r := rand.New(rnd)
+	for range 200 {
+		off := r.IntN(size)
+		b := make([]byte, r.IntN(min(size-off, 2*scratchPage+1)+1))
+		if r.IntN(2) == 0 {
+			rnd.Read(b)
+			copy(want[off:], b)
+			if n, err := s.WriteAt(b, int64(off)); n != len(b) || err != nil {
+				t.Fatal(n, err)
+			}
+		} else if n, err := s.ReadAt(b, int64(off)); n != len(b) || err != nil || !bytes.Equal(b, want[off:off+len(b)]) {
+			t.Fatalf("%d bytes at %d: %d, %v, or other bytes", len(b), off, n, err)
 		}
 	}
-	if n, err := w.ReadAt(make([]byte, 30), 5); n != 15 || err != io.EOF {
+	if n, err := s.ReadAt(make([]byte, 10), size-5); n != 5 || err != io.EOF {
 		t.Errorf("reading past the end: %d, %v", n, err)
 	}
 }

@@ -19,8 +19,10 @@ var (
 	ErrVerify = errors.New("verification failed")
 )
 
-// IsNoSpace says whether a bake failed because the root filesystem is too small.
-func IsNoSpace(err error) bool { return errors.Is(err, filesystem.ErrNoSpace) }
+// IsNoSpace says whether a bake failed because there is too little space, in a filesystem or on the disk.
+func IsNoSpace(err error) bool {
+	return errors.Is(err, filesystem.ErrNoSpace) || errors.Is(err, disk.ErrNoRoom)
+}
 
 // IsUnsupported says whether an error is about a disk of a kind, or in a state, that is not handled, as
 // against one that is broken.

@@ -2,6 +2,7 @@ package imagebuild
 
 import (
 	"errors"
+	"fmt"
 	"path"
 
 	"github.com/nodebake/nodebake/imagebuild/disk"
@@ -23,6 +24,8 @@ type Inspection struct {
 	Sector   int        `json:"sectorSize"`
 	// Partitions are in the table's order.
 	Partitions []disk.Partition `json:"partitions"`
+	// LogicalVolumes are LVM's, in the order of their groups' metadata.
+	LogicalVolumes []disk.Partition `json:"logicalVolumes,omitempty"`
 	// Root is nil where no operating system was found; RootError says why.
 	Root      *RootInfo `json:"root,omitempty"`
 	RootError string    `json:"rootError,omitempty"`
@@ -40,12 +43,14 @@ type Qcow2Info struct {
 
 // RootInfo is the operating system on a disk.
 type RootInfo struct {
-	Partition  int             `json:"partition"`
-	Why        string          `json:"why"`
-	Filesystem filesystem.Info `json:"filesystem"`
-	OS         osroot.Release  `json:"os"`
-	Platform   string          `json:"platform,omitempty"`
-	Layout     string          `json:"layout"`
+	Partition int `json:"partition"`
+	// LogicalVolume is GROUP/NAME where the root is on LVM.
+	LogicalVolume string          `json:"logicalVolume,omitempty"`
+	Why           string          `json:"why"`
+	Filesystem    filesystem.Info `json:"filesystem"`
+	OS            osroot.Release  `json:"os"`
+	Platform      string          `json:"platform,omitempty"`
+	Layout        string          `json:"layout"`
 	// Deployments are an ostree disk's, the default first.
 	Deployments []string `json:"deployments,omitempty"`
 	// Volumes are other partitions of the disk that the system mounts.
@@ -57,8 +62,9 @@ type RootInfo struct {
 
 // VolumeInfo is a partition and where the running system has it.
 type VolumeInfo struct {
-	Partition int    `json:"partition"`
-	Mount     string `json:"mount"`
+	Partition     int    `json:"partition"`
+	LogicalVolume string `json:"logicalVolume,omitempty"`
+	Mount         string `json:"mount"`
 }
 
 // StorageConf is what the disk's main storage.conf says.
@@ -98,13 +104,21 @@ func Inspect(path, root string) (*Inspection, error) {
 		in.Qcow2 = &Qcow2Info{Version: i.Version, ClusterSize: i.ClusterSize, Compression: i.Compression,
 			BackingFile: i.BackingFile, Snapshots: i.Snapshots}
 	}
+	for _, p := range d.Volumes {
+		if p.LV != "" {
+			in.LogicalVolumes = append(in.LogicalVolumes, p)
+		}
+		if err := p.Refused(); err != nil {
+			in.Warnings = append(in.Warnings, fmt.Sprintf("%s: %v", p, err))
+		}
+	}
 	r, err := osroot.Find(d, root)
 	if err != nil {
 		in.RootError = err.Error()
 		return in, nil
 	}
 	o := &Opened{d, r}
-	in.Root = &RootInfo{Partition: r.Partition.Number, Why: r.Why, Filesystem: r.Info, OS: r.Release,
+	in.Root = &RootInfo{Partition: r.Partition.Number, LogicalVolume: r.Partition.LV, Why: r.Why, Filesystem: r.Info, OS: r.Release,
 		Platform: r.Platform, Layout: "plain", Stores: []StoreInfo{}}
 	in.Warnings = append(in.Warnings, r.Warnings...)
 	if r.Ostree {
@@ -114,7 +128,7 @@ func Inspect(path, root string) (*Inspection, error) {
 		}
 	}
 	for _, v := range r.Volumes[1:] {
-		in.Root.Volumes = append(in.Root.Volumes, VolumeInfo{v.Partition.Number, o.system().Running(v.At)})
+		in.Root.Volumes = append(in.Root.Volumes, VolumeInfo{v.Partition.Number, v.Partition.LV, o.system().Running(v.At)})
 	}
 	tree, err := o.Config()
 	if err != nil {

@@ -24,7 +24,7 @@ var errReport = errors.New("the bake succeeded, but its report could not be writ
 func buildCommand() *cobra.Command {
 	var spec imagebuild.Spec
 	var lists []string
-	var report string
+	var report, size string
 	var flags outputFlags
 	cmd := &cobra.Command{
 		Use:   "build --base BASE --image REF --output OUT",
@@ -35,12 +35,17 @@ REF is a name as podman and CRI-O take it (registry.k8s.io/pause:3.10, docker.io
 one of docker://NAME, oci:DIR[:NAME], oci-archive:FILE[:NAME], docker-archive:FILE[:NAME], dir:DIR,
 containers-storage:NAME. An image is known on the node by the names that it comes with.
 
+Where the images do not fit, the disk grows, and with it the partition and the filesystem that the store is on:
+to the next whole GiB that leaves a tenth free, or as --size says. Where another partition is behind that one,
+--store-partition makes one for the store alone at the end of the disk.
+
 The base is never written. OUT appears when it is whole; if the bake fails or is stopped, there is no OUT.
 Times that no image gives are SOURCE_DATE_EPOCH, or the newest image's creation time: the same inputs give the
 same bytes.`,
 		Example: `  nodebake build --base debian.qcow2 --image registry.k8s.io/pause:3.10 --output node.qcow2
   nodebake build --base ock.qcow2 --images-from images.txt --output node.raw
-  nodebake build --base debian.qcow2 --image oci-archive:app.tar --output node.qcow2 --dry-run`,
+  nodebake build --base debian.qcow2 --image oci-archive:app.tar --output node.qcow2 --dry-run
+  nodebake build --base fcos.qcow2 --images-from images.txt --output node.qcow2 --size 40G`,
 		Args: exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if spec.Base == "" {
@@ -51,6 +56,9 @@ same bytes.`,
 			}
 			var err error
 			if spec.OutputOptions, err = flags.options(); err != nil {
+				return err
+			}
+			if spec.Size, err = imagebuild.ParseSize(size); err != nil {
 				return err
 			}
 			for _, name := range lists {
@@ -92,6 +100,9 @@ same bytes.`,
 	f.StringVar(&spec.Output, "output", "", "the disk to make, a `FILE`")
 	f.StringVar(&spec.Store, "store", imagebuild.DefaultStore, "the store's `PATH` on the node")
 	f.StringVar(&spec.Platform, "platform", "", "`OS/ARCH[/VARIANT]` of the images (default: the base disk's own)")
+	f.StringVar(&size, "size", "auto", "how large the disk is to be: `SIZE` (20G, 512M), +SIZE to add to the base's, or auto: no larger than needed")
+	f.StringVar(&spec.StorePartition, "store-partition", "", "put the store on a new partition at the end of the disk, with ext4 or xfs; alone: the root's `FILESYSTEM`")
+	f.Lookup("store-partition").NoOptDefVal = "auto"
 	addRootFlag(cmd, &spec.Root)
 	flags.add(cmd)
 	f.BoolVar(&spec.DryRun, "dry-run", false, "print the plan and the space that it needs; write nothing")
@@ -178,7 +189,10 @@ func summarize(w io.Writer, rep *imagebuild.Report) {
 	need, free := rep.Space.NeedBytes(), rep.Space.FreeBytes()
 	if rep.DryRun {
 		fmt.Fprintf(w, "Would write %s and %d inodes to %s; free are %s and %d inodes.\n", disk.Bytes(need), rep.Space.NeedInodes,
-			rep.Root.Partition, disk.Bytes(free), rep.Space.FreeInodes)
+			rep.StoreVolume, disk.Bytes(free), rep.Space.FreeInodes)
+		if rep.Size != rep.Base.Size {
+			fmt.Fprintf(w, "The disk would grow from %s to %s.\n", disk.Bytes(rep.Base.Size), disk.Bytes(rep.Size))
+		}
 		for _, f := range rep.Changed {
 			fmt.Fprintf(w, "Would write %s: %s.\n", f.Path, f.Why)
 		}

@@ -55,11 +55,10 @@ func printInspection(w io.Writer, in *imagebuild.Inspection) error {
 		format, disk.Bytes(in.Size), disk.Bytes(in.FileSize), table, in.Sector)
 	var rows [][]string
 	for _, p := range in.Partitions {
-		kind := string(p.Kind)
-		if kind == "" {
-			kind = "-"
-		}
-		rows = append(rows, []string{fmt.Sprint(p.Number), disk.Bytes(p.Start), disk.Bytes(p.Size), kind, dash(p.Label), dash(p.Name), p.Type})
+		rows = append(rows, []string{fmt.Sprint(p.Number), disk.Bytes(p.Start), disk.Bytes(p.Size), dash(string(p.Kind)), dash(p.Label), dash(p.Name), p.Type})
+	}
+	for _, p := range in.LogicalVolumes {
+		rows = append(rows, []string{printable(p.LV), "-", disk.Bytes(p.Size), dash(string(p.Kind)), dash(p.Label), "-", "logical volume"})
 	}
 	if err := printTable(w, []string{"PARTITION", "START", "SIZE", "FILESYSTEM", "LABEL", "NAME", "TYPE"}, rows); err != nil {
 		return err
@@ -74,14 +73,14 @@ func printInspection(w io.Writer, in *imagebuild.Inspection) error {
 		return nil
 	}
 	fs := r.Filesystem
-	fmt.Fprintf(w, "Root:      partition %d: %s\nOS:        %s, %s layout, %s\nFree:      %s of %s, %d of %d inodes, blocks of %d bytes\nFeatures:  %s\n",
-		r.Partition, r.Why, printable(r.OS.PrettyName), r.Layout, dash(r.Platform), disk.Bytes(fs.FreeBlocks*fs.BlockSize),
+	fmt.Fprintf(w, "Root:      %s: %s\nOS:        %s, %s layout, %s\nFree:      %s of %s, %d of %d inodes, blocks of %d bytes\nFeatures:  %s\n",
+		place(r.Partition, r.LogicalVolume), r.Why, printable(r.OS.PrettyName), r.Layout, dash(r.Platform), disk.Bytes(fs.FreeBlocks*fs.BlockSize),
 		disk.Bytes(fs.Blocks*fs.BlockSize), fs.FreeInodes, fs.Inodes, fs.BlockSize, strings.Join(fs.Features, " "))
 	for _, d := range r.Deployments {
 		fmt.Fprintf(w, "Deployed:  %s\n", printable(d))
 	}
 	for _, v := range r.Volumes {
-		fmt.Fprintf(w, "Mounted:   partition %d at %s\n", v.Partition, printable(v.Mount))
+		fmt.Fprintf(w, "Mounted:   %s at %s\n", place(v.Partition, v.LogicalVolume), printable(v.Mount))
 	}
 	switch {
 	case r.ConfError != "":
@@ -113,4 +112,11 @@ func dash(s string) string {
 		return "-"
 	}
 	return printable(s)
+}
+
+func place(partition int, lv string) string {
+	if lv != "" {
+		return "logical volume " + printable(lv)
+	}
+	return fmt.Sprintf("partition %d", partition)
 }

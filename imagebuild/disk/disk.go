@@ -10,6 +10,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -41,6 +42,8 @@ type Disk struct {
 	ID         string
 	SectorSize int
 	Partitions []Partition
+	// Volumes are what may hold a filesystem: the partitions, and in the place of LVM's physical volumes the logical ones.
+	Volumes []Partition
 	// Warnings are sentences about what is odd but was got over.
 	Warnings []string
 
@@ -63,7 +66,11 @@ func Open(path string) (*Disk, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := d.readTable(); err != nil {
+	err = d.readTable()
+	if err == nil {
+		err = d.readVolumes()
+	}
+	if err != nil {
 		d.Close()
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
@@ -219,11 +226,13 @@ func (d *Disk) Close() error {
 	return errors.Join(err, d.file.Close())
 }
 
-// Partition is one entry of the table, or the whole disk where there is none.
+// Partition is one entry of the table, the whole disk where there is none, or a logical volume of LVM's.
 type Partition struct {
-	// Number is the entry's place, counted from 1; 0 for a whole disk.
+	// Number is the entry's place, counted from 1; 0 for a whole disk. A logical volume has its group's first one.
 	Number int `json:"number"`
-	// Start and Size are in bytes of the guest.
+	// LV is a logical volume's name, as GROUP/NAME; empty for a partition.
+	LV string `json:"logicalVolume,omitempty"`
+	// Start and Size are in bytes of the guest; Start says nothing about a logical volume.
 	Start int64 `json:"start"`
 	Size  int64 `json:"size"`
 	// Type is a GUID (GPT) or a byte in hex (MBR).
@@ -235,19 +244,24 @@ type Partition struct {
 	Kind  filesystem.Kind `json:"filesystem,omitempty"`
 	Label string          `json:"label,omitempty"`
 	UUID  string          `json:"uuid,omitempty"`
+
+	lv *logical
 }
 
 // Section reads the partition's own bytes.
 func (d *Disk) Section(p Partition) *io.SectionReader {
-	return io.NewSectionReader(d.guest, p.Start, p.Size)
+	return io.NewSectionReader(mapped{r: d.guest, runs: p.runs()}, 0, p.Size)
 }
 
 // String is how errors and plans name a partition.
 func (p Partition) String() string {
 	var s strings.Builder
-	if p.Number == 0 {
+	switch {
+	case p.LV != "":
+		s.WriteString("logical volume " + p.LV)
+	case p.Number == 0:
 		s.WriteString("the whole disk")
-	} else {
+	default:
 		fmt.Fprintf(&s, "partition %d", p.Number)
 	}
 	var of []string
@@ -258,15 +272,19 @@ func (p Partition) String() string {
 		of = append(of, fmt.Sprintf("label %q", p.Label))
 	}
 	kind := string(p.Kind)
-	if kind == "" {
+	if kind == "" && p.Refused() == nil {
 		kind = "no known filesystem"
 	}
-	of = append(of, kind, Bytes(p.Size))
+	if kind != "" {
+		of = append(of, kind)
+	}
+	of = append(of, Bytes(p.Size))
 	return s.String() + " (" + strings.Join(of, ", ") + ")"
 }
 
 // Matches says whether a person's words mean this partition: its number, its GPT name or GUID, or the
-// filesystem's label or UUID, optionally behind fstab's LABEL=, UUID=, PARTLABEL= or PARTUUID=.
+// filesystem's label or UUID, optionally behind fstab's LABEL=, UUID=, PARTLABEL= or PARTUUID=. A logical volume is
+// meant by GROUP/NAME and its device names, and by the number of the partition that its group is on.
 func (p Partition) Matches(word string) bool {
 	key, value, tagged := strings.Cut(word, "=")
 	if !tagged {
@@ -275,7 +293,7 @@ func (p Partition) Matches(word string) bool {
 	same := func(tag, have string) bool {
 		return (key == "" || strings.EqualFold(key, tag)) && have != "" && strings.EqualFold(have, value)
 	}
-	if key == "" && value == fmt.Sprint(p.Number) {
+	if key == "" && (value == fmt.Sprint(p.Number) || p.LV != "" && value == p.LV || p.lv != nil && slices.Contains(p.lv.paths, value)) {
 		return true
 	}
 	return same("PARTLABEL", p.Name) || same("PARTUUID", p.GUID) || same("LABEL", p.Label) || same("UUID", p.UUID)

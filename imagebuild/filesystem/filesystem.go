@@ -111,6 +111,9 @@ type Options struct {
 	Now time.Time
 	// CountOnly counts what would be written and writes nothing.
 	CountOnly bool
+	// Grow is asked for more where the filesystem is full: need is the least size in bytes with which it can go on.
+	// It returns the device's new size; one below need means that there is no more.
+	Grow func(need int64) (int64, error)
 }
 
 // Open opens the filesystem of the given kind that fills r from 0 to size, for reading.
@@ -147,27 +150,57 @@ func Open(r io.ReaderAt, size int64, kind Kind) (Reader, Info, error) {
 	return nil, Info{Kind: kind}, fmt.Errorf("%s: %w", kind, ErrNoWriter)
 }
 
-// OpenWriter opens the filesystem of the given kind that fills d from 0 to size, for writing. The second
-// result tells at any time how much space there was and how much has been taken.
-func OpenWriter(d Device, size int64, kind Kind, o Options) (Writer, func() Space, error) {
+// Resizable is a Writer of one filesystem, which can become larger.
+type Resizable interface {
+	Writer
+	// Space tells at any time how much there was, with what growth added, and how much has been taken.
+	Space() Space
+	// Size is what the filesystem covers, in bytes. Grow makes it larger, any time before Commit.
+	Size() int64
+	Grow(size int64) error
+}
+
+// OpenWriter opens the filesystem of the given kind that fills d from 0 to size, for writing.
+func OpenWriter(d Device, size int64, kind Kind, o Options) (Resizable, error) {
 	switch kind {
 	case Ext4:
-		w, err := ext4.OpenWriter(d, size, ext4.Options{Now: o.Now, CountOnly: o.CountOnly})
+		w, err := ext4.OpenWriter(d, size, ext4.Options{Now: o.Now, CountOnly: o.CountOnly, Grow: o.Grow})
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
-		return ext4Writer{w}, func() Space { return Space(w.Space()) }, nil
+		return ext4Writer{w}, nil
 	case XFS:
-		w, err := xfs.OpenWriter(d, size, xfs.Options{Now: o.Now, CountOnly: o.CountOnly})
+		w, err := xfs.OpenWriter(d, size, xfs.Options{Now: o.Now, CountOnly: o.CountOnly, Grow: o.Grow})
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
-		return xfsWriter{w}, func() Space { return Space(w.Space()) }, nil
+		return xfsWriter{w}, nil
 	}
-	return nil, nil, fmt.Errorf("%s: %w", kind, ErrNoWriter)
+	return nil, fmt.Errorf("%s: %w", kind, ErrNoWriter)
+}
+
+// FormatOptions are what a new filesystem is told.
+type FormatOptions struct {
+	UUID  [16]byte
+	Label string
+	Now   time.Time
+}
+
+// Format makes an empty filesystem that fills d from 0 to size.
+func Format(d Device, size int64, kind Kind, o FormatOptions) error {
+	switch kind {
+	case Ext4:
+		return ErrNoWriter // TEMP
+	case XFS:
+		return ErrNoWriter // TEMP
+	}
+	return fmt.Errorf("%s: %w", kind, ErrNoWriter)
 }
 
 type ext4Writer struct{ *ext4.Writer }
+
+// Space implements Resizable.
+func (w ext4Writer) Space() Space { return Space(w.Writer.Space()) }
 
 // Commit implements Writer.
 func (w ext4Writer) Commit(ctx context.Context) error {
@@ -180,6 +213,9 @@ func (w ext4Writer) Commit(ctx context.Context) error {
 }
 
 type xfsWriter struct{ *xfs.Writer }
+
+// Space implements Resizable.
+func (w xfsWriter) Space() Space { return Space(w.Writer.Space()) }
 
 // Commit implements Writer.
 func (w xfsWriter) Commit(ctx context.Context) error {

@@ -68,19 +68,19 @@ func labelled(p disk.Partition) bool {
 // where several do, the partition type, then the filesystem table that names its own partition as "/", then
 // the label must single one out: what remains ambiguous is an error that lists the candidates.
 func Find(d *disk.Disk, choice string) (*Root, error) {
-	parts := d.Partitions
+	parts := d.Volumes
 	if choice != "" {
 		parts = nil
-		for _, p := range d.Partitions {
+		for _, p := range d.Volumes {
 			if p.Matches(choice) {
 				parts = append(parts, p)
 			}
 		}
-		switch len(parts) {
-		case 0:
-			return nil, fmt.Errorf("no partition matches %q; the disk has %s", choice, list(d.Partitions))
-		case 1:
-		default:
+		if len(parts) == 0 {
+			return nil, fmt.Errorf("no partition matches %q; the disk has %s", choice, list(d.Volumes))
+		}
+		// The number of a physical volume means whatever root is on it.
+		if slices.ContainsFunc(parts, func(p disk.Partition) bool { return p.Number != parts[0].Number }) {
 			return nil, fmt.Errorf("%w: %q matches %s; give the number", ErrAmbiguous, choice, list(parts))
 		}
 	}
@@ -88,12 +88,11 @@ func Find(d *disk.Disk, choice string) (*Root, error) {
 	var broken []error
 	var passed []passedOver
 	for _, p := range parts {
-		switch p.Kind {
-		case filesystem.Unknown, filesystem.VFAT, filesystem.Swap:
+		if plain(p) {
 			continue
 		}
-		if !p.Kind.Writable() {
-			passed = append(passed, passedOver{p, unwritable(p)})
+		if err := unwritable(p); err != nil {
+			passed = append(passed, passedOver{p, err})
 			continue
 		}
 		r, err := openRoot(d, p)
@@ -136,12 +135,12 @@ func Find(d *disk.Disk, choice string) (*Root, error) {
 		for _, r := range roots {
 			cands = append(cands, r.Partition)
 		}
-		return nil, fmt.Errorf("%w: %s; choose one with --root NUMBER", ErrAmbiguous, list(cands))
+		return nil, fmt.Errorf("%w: %s; choose one with --root %s", ErrAmbiguous, list(cands), chooses(cands[0]))
 	}
 	root := roots[0]
 	for _, o := range passed {
 		if rank(o.partition) > rank(root.Partition) {
-			return nil, fmt.Errorf("%s looks like the root: %w; if %s is the root, say --root %d", o.partition, o.err, root.Partition, root.Partition.Number)
+			return nil, fmt.Errorf("%s looks like the root: %w; if %s is the root, say --root %s", o.partition, o.err, root.Partition, chooses(root.Partition))
 		}
 	}
 	if err := root.mount(d); err != nil {
@@ -177,8 +176,39 @@ func rank(p disk.Partition) int {
 	return 0
 }
 
+// plain says that a partition is of no kind that a root could be on.
+func plain(p disk.Partition) bool {
+	switch p.Kind {
+	case filesystem.Unknown, filesystem.VFAT, filesystem.Swap:
+		return p.Refused() == nil
+	}
+	return false
+}
+
+// chooses is what --root takes for a partition.
+func chooses(p disk.Partition) string {
+	if p.LV != "" {
+		return p.LV
+	}
+	return fmt.Sprint(p.Number)
+}
+
+// unwritable says why a partition cannot be written, nil if it can.
 func unwritable(p disk.Partition) error {
-	return fmt.Errorf("%w: %s cannot be written by this version (ext4 and XFS can)", disk.ErrUnsupported, describe(p.Kind))
+	if err := p.Refused(); err != nil {
+		return err
+	}
+	switch p.Kind {
+	case filesystem.Ext4, filesystem.XFS:
+		return nil
+	case filesystem.Btrfs:
+		return fmt.Errorf("%w: it holds btrfs; nodebake writes ext4 and XFS alone, and there is no storage.conf that it could edit on another partition", disk.ErrUnsupported)
+	case filesystem.LUKS:
+		return fmt.Errorf("%w: it is encrypted (LUKS), and nothing can be written without its key; bake before it is encrypted", disk.ErrUnsupported)
+	case filesystem.RAID:
+		return fmt.Errorf("%w: it is a member of a Linux RAID; bake the disk before the array is made", disk.ErrUnsupported)
+	}
+	return fmt.Errorf("%w: %s cannot be written by this version (ext4 and XFS can)", disk.ErrUnsupported, p.Kind)
 }
 
 // none explains why no root was found, most likely cause first.
@@ -190,42 +220,18 @@ func none(parts []disk.Partition, broken []error, choice string) error {
 	default:
 		return fmt.Errorf("%w: %w", ErrNoRoot, errors.Join(broken...))
 	}
-	var others []disk.Partition
-	for _, p := range parts {
-		switch p.Kind {
-		case filesystem.Unknown, filesystem.VFAT, filesystem.Swap:
-			continue
-		}
-		if !p.Kind.Writable() {
-			others = append(others, p)
-		}
-	}
+	others := slices.DeleteFunc(slices.Clone(parts), func(p disk.Partition) bool { return plain(p) || unwritable(p) == nil })
 	if len(others) > 0 {
 		// Neither a type nor a label decides: the largest.
 		p := slices.MaxFunc(others, func(a, b disk.Partition) int {
 			return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a.Size, b.Size))
 		})
-		return fmt.Errorf("%w: the root is on %s, and %s cannot be written by this version (ext4 and XFS can)",
-			disk.ErrUnsupported, p, describe(p.Kind))
+		return fmt.Errorf("the root is on %s: %w", p, unwritable(p))
 	}
 	if choice != "" {
 		return fmt.Errorf("%w: %s holds no /etc/os-release", ErrNoRoot, list(parts))
 	}
 	return fmt.Errorf("%w: none of %s holds an /etc/os-release", ErrNoRoot, list(parts))
-}
-
-func describe(k filesystem.Kind) string {
-	switch k {
-	case filesystem.XFS:
-		return "XFS"
-	case filesystem.LVM:
-		return "an LVM physical volume"
-	case filesystem.LUKS:
-		return "a LUKS-encrypted volume"
-	case filesystem.RAID:
-		return "a Linux RAID member"
-	}
-	return string(k)
 }
 
 func namesItself(r *Root) bool {

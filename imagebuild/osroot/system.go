@@ -143,8 +143,8 @@ func openRoot(d *disk.Disk, p disk.Partition) (*Root, error) {
 // findBoot adds the partition with the boot loader's entries, by which an ostree disk's deployment is found.
 func (r *Root) findBoot(d *disk.Disk) {
 	var found []Volume
-	for _, p := range d.Partitions {
-		if p.Number == r.Partition.Number || !p.Kind.Writable() {
+	for _, p := range d.Volumes {
+		if p.Same(r.Partition) || !p.Kind.Writable() {
 			continue
 		}
 		v, err := openVolume(d, p, bootGraft)
@@ -250,7 +250,7 @@ func (m Mount) isOf(p disk.Partition) bool {
 			source = tag + "=" + rest
 		}
 	}
-	return strings.Contains(source, "=") && p.Matches(source)
+	return (strings.Contains(source, "=") || p.LV != "" && strings.HasPrefix(source, "/dev/")) && p.Matches(source)
 }
 
 // mount puts the partitions that the system's fstab and mount units name in their places, and notes the mounts of which this
@@ -271,7 +271,7 @@ func (r *Root) mount(d *disk.Disk) error {
 		if !strings.HasPrefix(m.Target, "/") || path.Clean(m.Target) == "/" {
 			continue
 		}
-		i := slices.IndexFunc(d.Partitions, func(p disk.Partition) bool { return p.Number != r.Partition.Number && m.isOf(p) })
+		i := slices.IndexFunc(d.Volumes, func(p disk.Partition) bool { return !p.Same(r.Partition) && m.isOf(p) })
 		at, err := r.Systems[0].Locate(m.Target)
 		if err == nil && at.ReadOnly == isVolatile {
 			continue
@@ -284,11 +284,11 @@ func (r *Root) mount(d *disk.Disk) error {
 		if slices.ContainsFunc(r.Volumes, func(v Volume) bool { return v.At == at.Path }) {
 			continue
 		}
-		if i < 0 || !d.Partitions[i].Kind.Writable() || at.Path == "." {
+		if i < 0 || !d.Volumes[i].Kind.Writable() || at.Path == "." {
 			r.cover(m, at.Path)
 			continue
 		}
-		v, err := openVolume(d, d.Partitions[i], at.Path)
+		v, err := openVolume(d, d.Volumes[i], at.Path)
 		if err != nil {
 			r.Warnings = append(r.Warnings, fmt.Sprintf("%s, mounted at %s, was passed over: %v", v.Partition, m.Target, err))
 			r.cover(m, at.Path)

@@ -13,8 +13,8 @@ import (
 	"strings"
 )
 
-// An Edit is one file to write, or one folder to make (New is nil and
-// Header.Typeflag is tar.TypeDir).
+// An Edit is one file to write, or one folder or symlink to make (New is nil and
+// Header.Typeflag says which).
 type Edit struct {
 	Name   string     // as the engine calls it: /etc/containers/storage.conf
 	Path   string     // where to write it, symlinks followed; also Header.Name
@@ -44,7 +44,7 @@ func (e Edits) Apply(w Writer) error {
 		h := f.Header
 		var err error
 		switch {
-		case h.Typeflag == tar.TypeDir:
+		case h.Typeflag == tar.TypeDir, h.Typeflag == tar.TypeSymlink:
 			err = w.Add(&h, nil)
 		case f.Unlink:
 			if err = w.Remove(f.Path); err == nil {
