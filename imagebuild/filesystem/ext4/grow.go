@@ -127,6 +127,15 @@ type growth struct {
 // tableMeta is what a group spends on its bitmaps and its inode table.
 func (f *FS) tableMeta() int64 { return 2 + f.itableBlocks() }
 
+// metaOf is how many blocks the groups from the given one on spend on metadata.
+func (w *Writer) metaOf(from uint32) int64 {
+	n := int64(w.groups-from) * w.tableMeta()
+	for g := from; g < w.groups; g++ {
+		n += w.baseMeta(g)
+	}
+	return n
+}
+
 func (w *Writer) planGrowth(size int64) (growth, error) {
 	p := growth{blocks: size / w.bs}
 	if w.incompat&incompat64Bit == 0 && p.blocks >= 1<<32 {
@@ -196,8 +205,6 @@ func (w *Writer) planTable(p growth) (descTable, error) {
 		return t, unsupported("%d blocks reserved for descriptors without the feature resize_inode", t.reserved)
 	case t.meta && resize:
 		return t, unsupported("meta_bg together with resize_inode")
-	case int64(t.reserved) > w.bs/4:
-		return t, corrupt("%d blocks reserved for descriptors", t.reserved)
 	case t.meta:
 		return t, nil
 	}
@@ -205,6 +212,9 @@ func (w *Writer) planTable(p growth) (descTable, error) {
 		t.reserved -= more
 	} else {
 		t.meta, t.firstMeta, t.reserved = true, old+t.reserved, 0
+	}
+	if int64(t.reserved) > w.bs/4 {
+		return t, corrupt("%d blocks reserved for descriptors", t.reserved)
 	}
 	if resize && !t.meta && p.blocks > 1<<32 {
 		return t, unsupported("%d blocks with the feature resize_inode (at most 4294967296)", p.blocks)
@@ -222,7 +232,7 @@ func (w *Writer) grow(p growth) error {
 
 func (w *Writer) growGroups(p growth) error {
 	sb := w.sb[:]
-	if p.groups > w.groups && w.compat&compatResizeInode != 0 {
+	if w.groups > 0 && p.groups > w.groups && w.compat&compatResizeInode != 0 {
 		if err := w.findPointers(); err != nil {
 			return err
 		}
@@ -274,10 +284,7 @@ func (w *Writer) growGroups(p growth) error {
 		w.longest = append(w.longest, make([]uint32, n)...)
 	}
 	if o := le.Uint32(sb[sbOverhead:]); o > 0 {
-		for g := from; g < w.groups; g++ {
-			o += uint32(w.baseMeta(g) + w.tableMeta())
-		}
-		le.PutUint32(sb[sbOverhead:], o)
+		le.PutUint32(sb[sbOverhead:], o+uint32(w.metaOf(from)))
 	}
 	w.layOut(from)
 
@@ -454,13 +461,21 @@ func (w *Writer) zeroRange(at, end int64, buf []byte) error {
 			return fmt.Errorf("reading %d bytes at byte %d: %w", len(b), at, noEOF(err))
 		}
 		for i := 0; i < len(b); {
-			n := min(holeSize, len(b)-i)
-			if string(b[i:i+n]) != string(zeros[:n]) {
-				if err := w.dev.write(at+int64(i), zeros[:n], false); err != nil {
+			k := i
+			for k < len(b) {
+				n := min(holeSize, len(b)-k)
+				if string(b[k:k+n]) == string(zeros[:n]) {
+					break
+				}
+				k += n
+			}
+			if k > i {
+				clear(b[i:k])
+				if err := w.dev.out(b[i:k], at+int64(i)); err != nil {
 					return err
 				}
 			}
-			i += n
+			i = k + holeSize
 		}
 		at += int64(len(b))
 	}

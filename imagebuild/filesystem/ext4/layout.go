@@ -21,8 +21,12 @@ const (
 	sbBlocksPerGroup  = 0x20  // u32, blocks
 	sbClusterPerGroup = 0x24  // u32, clusters
 	sbInodesPerGroup  = 0x28  // u32, inodes
+	sbWriteTime       = 0x30  // u32, seconds
+	sbMaxMounts       = 0x36  // u16, mounts before a check, 0xFFFF: any number
 	sbMagic           = 0x38  // u16
 	sbState           = 0x3A  // u16, state* bits
+	sbErrors          = 0x3C  // u16, what the kernel does about an error, 1: go on
+	sbCheckTime       = 0x40  // u32, seconds
 	sbCreatorOS       = 0x48  // u32, 0 Linux
 	sbRevLevel        = 0x4C  // u32, 0: no features, inodes of 128 bytes
 	sbFirstInode      = 0x54  // u32, inode number
@@ -41,8 +45,12 @@ const (
 	sbLastOrphan      = 0xE8  // u32, inode number, head of the list of orphans
 	sbHashSeed        = 0xEC  // 4 u32
 	sbHashVersion     = 0xFC  // u8, hash* of new folders
+	sbJournalBackup   = 0xFD  // u8, 1: sbJournalMap is filled in
 	sbDescSize        = 0xFE  // u16, bytes, with 64bit
+	sbMountOpts       = 0x100 // u32, mountOpt* bits
 	sbFirstMetaBG     = 0x104 // u32, descriptor block index from which meta_bg holds
+	sbMakeTime        = 0x108 // u32, seconds
+	sbJournalMap      = 0x10C // inBlock of the journal's inode, then its u32 inSizeHi and inSizeLo
 	sbBlocksHi        = 0x150 // u32
 	sbReservedHi      = 0x154 // u32
 	sbFreeBlocksHi    = 0x158 // u32
@@ -55,12 +63,19 @@ const (
 	sbOverhead        = 0x248 // u32, blocks of metadata and journal; 0 when unknown
 	sbBackupBGs       = 0x24C // 2 u32, groups with backups under sparse_super2
 	sbChecksumSeed    = 0x270 // u32, under metadata_csum_seed
+	sbWriteTimeHi     = 0x274 // u8
+	sbMakeTimeHi      = 0x276 // u8
+	sbCheckTimeHi     = 0x277 // u8
 	sbChecksum        = 0x3FC // u32, crc32c of the bytes before
 
 	stateValid = 1
 	stateError = 2
 
+	sbFlagSignedHash   = 1
 	sbFlagUnsignedHash = 2
+
+	mountOptXattr = 0x4
+	mountOptACL   = 0x8
 
 	checksumCRC32C = 1
 )
@@ -286,4 +301,19 @@ const (
 const (
 	mmpMagic = 0x004D4D50
 	mmpClean = 0xFF4D4D50
+)
+
+// Superblock of a journal (jbd2): big-endian, in the first block of the journal's file.
+const (
+	jsMagic     = 0x00 // u32
+	jsType      = 0x04 // u32, 4: superblock of version 2
+	jsBlockSize = 0x0C // u32, bytes
+	jsBlocks    = 0x10 // u32, blocks of the journal
+	jsFirst     = 0x14 // u32, first block of the log
+	jsSequence  = 0x18 // u32, first transaction expected
+	jsUUID      = 0x30 // 16 bytes
+	jsUsers     = 0x40 // u32, filesystems
+
+	journalMagic = 0xC03B3998
+	journalSB2   = 4
 )

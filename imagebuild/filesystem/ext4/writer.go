@@ -93,6 +93,10 @@ func OpenWriter(d Device, size int64, o Options) (*Writer, error) {
 	if o.Now.IsZero() {
 		o.Now = time.Unix(0, 0)
 	}
+	return newWriter(f, d, o), nil
+}
+
+func newWriter(f *FS, d Device, o Options) *Writer {
 	w := &Writer{FS: f, now: o.Now, count: o.CountOnly, changed: map[uint32]*folder{}}
 	w.dev = &device{f: f, d: d, count: o.CountOnly}
 	w.raw = make([]byte, f.isize)
@@ -101,7 +105,7 @@ func OpenWriter(d Device, size int64, o Options) (*Writer, error) {
 	f.itab = newInodeTable(f, 64<<10, 64)
 	w.initAllocator()
 	w.initGrowth(o.Grow)
-	return w, nil
+	return w
 }
 
 func (f *FS) writable() error {
@@ -437,11 +441,7 @@ func (w *Writer) create(d *folder, mode uint16, h *tar.Header, r io.Reader) (ino
 		return 0, err
 	}
 	raw := w.raw
-	clear(raw)
-	if w.isize > oldInodeSize {
-		extra := max(extraIsize, int(le.Uint16(w.sb[sbMinExtraIsize:])), int(le.Uint16(w.sb[sbWantExtraIsize:])))
-		le.PutUint16(raw[inExtraIsize:], uint16(min(extra&^3, w.isize-oldInodeSize)))
-	}
+	w.blankInode(raw)
 	if err := w.putAttrs(raw, mode, h); err != nil {
 		return 0, err
 	}
@@ -466,16 +466,11 @@ func (w *Writer) create(d *folder, mode uint16, h *tar.Header, r io.Reader) (ino
 		}
 		w.fatal(w.freeInode(made, mode == modeDir))
 	}()
-	le.PutUint32(raw[inGeneration:], w.generation(ino))
-	le.PutUint16(raw[inLinks:], 1)
-	le.PutUint32(raw[inVersionLo:], 1)
-	if w.isize > oldInodeSize {
-		w.putTime(raw, inCrtime, inCrtimeX, w.now)
-		if w.isize >= inProjID+4 {
-			le.PutUint32(raw[inProjID:], d.project)
-			if d.project != 0 && mode == modeDir {
-				le.PutUint32(raw[inFlags:], flagProjInherit)
-			}
+	w.stampInode(ino, raw)
+	if w.isize >= inProjID+4 {
+		le.PutUint32(raw[inProjID:], d.project)
+		if d.project != 0 && mode == modeDir {
+			le.PutUint32(raw[inFlags:], flagProjInherit)
 		}
 	}
 	var blocks int64
@@ -504,6 +499,25 @@ func (w *Writer) create(d *folder, mode uint16, h *tar.Header, r io.Reader) (ino
 		return 0, w.fatal(err)
 	}
 	return ino, nil
+}
+
+// blankInode makes raw an inode with nothing in it.
+func (w *Writer) blankInode(raw []byte) {
+	clear(raw)
+	if w.isize > oldInodeSize {
+		extra := max(extraIsize, int(le.Uint16(w.sb[sbMinExtraIsize:])), int(le.Uint16(w.sb[sbWantExtraIsize:])))
+		le.PutUint16(raw[inExtraIsize:], uint16(min(extra&^3, w.isize-oldInodeSize)))
+	}
+}
+
+// stampInode writes what every new inode gets, whatever its type.
+func (w *Writer) stampInode(ino uint32, raw []byte) {
+	le.PutUint32(raw[inGeneration:], w.generation(ino))
+	le.PutUint16(raw[inLinks:], 1)
+	le.PutUint32(raw[inVersionLo:], 1)
+	if w.isize > oldInodeSize {
+		w.putTime(raw, inCrtime, inCrtimeX, w.now)
+	}
 }
 
 func putDevice(raw []byte, major, minor int64) error {
