@@ -48,14 +48,16 @@ type refcRec struct {
 // trees when the group is first used.
 type group struct {
 	no, length uint32
-	agf, agi   []byte // sectors
+	agf, agi   []byte // without the rest of their sectors, which is zero
 
 	// As on disk at open:
+	openLen                      uint32
 	freeBlks, flCount, btreeBlks uint32
 	icount, ifree                uint32
 
 	avail int64 // blocks that may still be taken: what the kernel needs back is not in it
 
+	fresh           bool // made by growth: nothing of it is on the disk yet
 	loaded, touched bool
 	overlap         bool // something was given back that was free already: the disk contradicts itself
 
@@ -85,19 +87,20 @@ type group struct {
 	lastNew  uint32 // newest chunk, for agi_newino
 }
 
-func (fs *FS) readGroup(no uint32) (*group, error) {
+// readGroup reads a group's headers. buf is of two sectors, for reuse.
+func (fs *FS) readGroup(no uint32, buf []byte) (*group, error) {
 	sb := fs.sb
 	g := &group{no: no, length: sb.agLen(no), lastNew: nullAgino}
+	g.openLen = g.length
 	base := sb.agOff(no, 0)
 	ss := int64(sb.sectSize)
 	if int64(g.length)<<sb.blockLog < 4*ss {
 		return nil, corrupt("group %d has %d blocks", no, g.length)
 	}
-	buf := make([]byte, 2*ss)
 	if err := fs.readAt(buf, base+ss); err != nil {
 		return nil, wrap(err, "reading the headers of group %d", no)
 	}
-	g.agf, g.agi = buf[:ss:ss], buf[ss:]
+	agf, agi := buf[:ss], buf[ss:]
 	le := binary.LittleEndian
 	type head struct {
 		name                              string
@@ -106,8 +109,8 @@ func (fs *FS) readGroup(no uint32) (*group, error) {
 		version, seqno, length, uuid, crc int
 	}
 	for _, h := range []head{
-		{"AGF", g.agf, agfMagic, agfVersion, agfSeqno, agfLength, agfUUID, agfCRC},
-		{"AGI", g.agi, agiMagic, agiVersion, agiSeqno, agiLength, agiUUID, agiCRC},
+		{"AGF", agf, agfMagic, agfVersion, agfSeqno, agfLength, agfUUID, agfCRC},
+		{"AGI", agi, agiMagic, agiVersion, agiSeqno, agiLength, agiUUID, agiCRC},
 	} {
 		switch {
 		case be.Uint32(h.b) != h.magic || be.Uint32(h.b[h.version:]) != 1:
@@ -121,6 +124,11 @@ func (fs *FS) readGroup(no uint32) (*group, error) {
 			return nil, corrupt("group %d: %s checksum %#08x, computed %#08x", no, h.name, le.Uint32(h.b[h.crc:]), crcOf(h.b, h.crc))
 		}
 	}
+	// There can be many thousands of groups, so only what the headers use of their sectors is kept.
+	keep := make([]byte, agfStructSize+agiStructSize)
+	copy(keep, agf[:agfStructSize])
+	copy(keep[agfStructSize:], agi)
+	g.agf, g.agi = keep[:agfStructSize:agfStructSize], keep[agfStructSize:]
 	for i := 0; i < 64; i++ {
 		if be.Uint32(g.agi[agiUnlinked+4*i:]) != nullAgino {
 			return nil, dirtyLog("files that were open at a crash wait to be freed")
@@ -284,6 +292,10 @@ func (w *Writer) loadRefc(g *group) error {
 }
 
 func (w *Writer) loadRmaps(g *group, old func(uint32)) ([]rmapRec, error) {
+	if g.fresh {
+		old(be.Uint32(g.agf[agfRmapRoot:]))
+		return []rmapRec{{start: 0, n: w.sb.firstBlock(), owner: ownFS}}, nil
+	}
 	var out []rmapRec
 	var prev rmapRec
 	err := w.scanTree(rmapKind, g.no, be.Uint32(g.agf[agfRmapRoot:]), int(be.Uint32(g.agf[agfRmapLevel:])), old, func(b []byte) error {

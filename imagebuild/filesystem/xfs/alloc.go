@@ -9,8 +9,8 @@ import (
 // Space counts what a Writer may take and what its additions take. A block is BlockSize bytes.
 type Space struct {
 	BlockSize int64
-	// FreeBlocks may be taken: free blocks at OpenWriter without those that the kernel keeps for itself
-	// (per-group reservations, free lists, set-aside and the reserve pool), as statfs(2) would count them.
+	// FreeBlocks may be taken: free blocks at OpenWriter and those that growth added, without what the kernel keeps for
+	// itself (per-group reservations, free lists, set-aside and the reserve pool), as statfs(2) would count them.
 	FreeBlocks int64
 	// NeedBlocks is the most that was taken at any moment: contents, folders, attributes, extent trees, inode
 	// chunks, and growth of the inode trees.
@@ -36,10 +36,10 @@ func (k *btKind) calcSize(blockSize int, n uint64) uint64 {
 	}
 }
 
-// reserved is the number of free blocks of a group that its trees may come to need.
-func (w *Writer) reserved(g *group) int64 {
+// reserved is the number of free blocks of a group of length blocks that its trees may come to need.
+func (w *Writer) reserved(g *group, length uint32) int64 {
 	sb := w.sb
-	blocks := uint64(g.length)
+	blocks := uint64(length)
 	if ag, _ := sb.split(sb.logStart); ag == g.no {
 		blocks -= min(blocks, uint64(sb.logBlocks))
 	}
@@ -82,31 +82,6 @@ func (w *Writer) minFreeList(bno, cnt, rmap int) int {
 	return n
 }
 
-// budget computes what may be taken from each group and in all.
-func (w *Writer) budget() {
-	sb := w.sb
-	for _, g := range w.groups {
-		fl := w.minFreeList(int(be.Uint32(g.agf[agfBnoLevel:])), int(be.Uint32(g.agf[agfCntLevel:])), int(be.Uint32(g.agf[agfRmapLevel:])))
-		avail := int64(g.freeBlks) + int64(g.flCount) - w.reserved(g) - int64(max(fl+4, setAside))
-		avail = min(avail, int64(g.freeBlks))
-		w.total += avail // what one group lacks, the kernel keeps back from the others
-		g.avail = max(0, avail)
-		w.icount += uint64(g.icount)
-		w.ifree += uint64(g.ifree)
-	}
-	w.total = max(0, w.total-int64(min(sb.dblocks/20, 8192)))
-	w.freeAtOpen = w.total
-	w.maxIcount = ^uint64(0)
-	perChunk := w.chunkBlocks()
-	if sb.imaxPct != 0 {
-		w.maxIcount = sb.dblocks / 100 * uint64(sb.imaxPct)
-		w.maxIcount += sb.dblocks % 100 * uint64(sb.imaxPct) / 100
-		w.maxIcount = w.maxIcount / uint64(perChunk) * uint64(perChunk) << sb.inopLog
-	}
-	files := min(w.icount+uint64(w.total)<<sb.inopLog, max(w.maxIcount, w.icount))
-	w.freeInodes = int64(files - w.icount + w.ifree)
-}
-
 // chunkBlocks is the number of blocks that are made inodes at once; with large blocks one of them holds
 // several chunks of 64.
 func (w *Writer) chunkBlocks() uint32 { return max(1, uint32(inodesPerRec)>>w.sb.inopLog) }
@@ -136,10 +111,10 @@ func (w *Writer) giveUp() {
 // allocRun takes up to want blocks in one run.
 func (w *Writer) allocRun(want uint64) (fsb uint64, n uint32, err error) {
 	want = min(want, maxExtLen)
-	if !w.overflow {
+	for !w.overflow {
 		left := w.total - w.used
 		for i := 0; i < len(w.order) && left > 0; i++ {
-			g := w.groups[w.order[w.cur]]
+			g := w.group(w.order[w.cur])
 			s, err := w.take(g, uint32(min(want, uint64(left))))
 			if err != nil {
 				return 0, 0, err
@@ -150,7 +125,9 @@ func (w *Writer) allocRun(want uint64) (fsb uint64, n uint32, err error) {
 			}
 			w.cur = (w.cur + 1) % len(w.order)
 		}
-		w.giveUp()
+		if err := w.askRoom(int64(want), 0); err != nil {
+			return 0, 0, err
+		}
 	}
 	// Phantom blocks lie in groups behind the last, so that each has an address of its own.
 	fsb = w.phantom
@@ -217,7 +194,11 @@ func (w *Writer) prefer(n uint64) error {
 	}
 	for i := range w.order {
 		at := (w.cur + i) % len(w.order)
-		g := w.groups[w.order[at]]
+		no := w.order[at]
+		if w.groups[no] == nil && w.freshRoom(no) < int64(n) {
+			continue
+		}
+		g := w.group(no)
 		if g.avail < int64(n) || uint64(g.longestLeft()) < n {
 			continue
 		}
@@ -265,7 +246,7 @@ func (w *Writer) own(fsb uint64, n uint32, owner, offset uint64) {
 		return
 	}
 	ag, b := w.sb.split(fsb)
-	g := w.groups[ag]
+	g := w.group(ag)
 	r := rmapRec{b, n, owner, offset}
 	if l := len(g.rmapAdd); l > 0 && joinable(g.rmapAdd[l-1], r) {
 		g.rmapAdd[l-1].n += n
@@ -298,7 +279,7 @@ func (w *Writer) release(fsb uint64, n uint32, owner, offset uint64) error {
 		return nil
 	}
 	ag, b := w.sb.split(fsb)
-	g := w.groups[ag]
+	g := w.group(ag)
 	if err := w.load(g); err != nil {
 		return err
 	}
@@ -406,15 +387,21 @@ func (w *Writer) freeFork(k fork) error {
 func (w *Writer) allocInode() (uint64, error) {
 	w.inodesUsed++
 	w.inodesPeak = max(w.inodesPeak, w.inodesUsed)
-	if !w.overflow {
+	// A chunk needs an aligned run in one group, which growth by just its blocks may not bring: then more is asked for.
+	for more := int64(w.chunkBlocks()) + 1; !w.overflow; more *= 2 {
 		for i := range w.order {
-			g := w.groups[w.order[(w.cur+i)%len(w.order)]]
-			ino, err := w.inodeIn(g)
+			no := w.order[(w.cur+i)%len(w.order)]
+			if w.groups[no] == nil && !w.roomForChunk(w.freshRoom(no)) {
+				continue
+			}
+			ino, err := w.inodeIn(w.group(no))
 			if err != nil || ino != 0 {
 				return ino, err
 			}
 		}
-		w.giveUp()
+		if err := w.askRoom(more, w.icount+inodesPerRec); err != nil {
+			return 0, err
+		}
 	}
 	w.phantomIno++
 	if w.phantomIno%inodesPerRec == 1 {
@@ -453,20 +440,18 @@ func (w *Writer) inodeIn(g *group) (uint64, error) {
 	}
 }
 
-// room says whether n more blocks may be taken from the group.
-func (w *Writer) room(g *group, n uint32) bool {
-	return g.avail >= int64(n) && w.total-w.used >= int64(n)
+// roomForChunk says whether a chunk of inodes may be made in a group from which avail blocks may be taken.
+func (w *Writer) roomForChunk(avail int64) bool {
+	n := int64(w.chunkBlocks()) + 1 // one for growth of the inode tree
+	return avail >= n && w.total-w.used >= n && w.icount+inodesPerRec <= w.maxIcount
 }
 
 func (w *Writer) newChunk(g *group) (bool, error) {
 	sb := w.sb
-	if w.icount+inodesPerRec > w.maxIcount {
+	if !w.roomForChunk(g.avail) {
 		return false, nil
 	}
 	n := w.chunkBlocks()
-	if !w.room(g, n+1) { // one for growth of the inode tree
-		return false, nil
-	}
 	align := uint32(1)
 	if sb.versionnum&vbitAlign != 0 {
 		align = max(1, sb.inoAlign)
@@ -615,7 +600,7 @@ func (w *Writer) freeInode(ino uint64) error {
 		return nil
 	}
 	ag, agino := w.sb.inoAG(ino)
-	g := w.groups[ag]
+	g := w.group(ag)
 	if err := w.load(g); err != nil {
 		return err
 	}

@@ -28,8 +28,9 @@ func (fs *FS) Check(ctx context.Context, fault func(error)) error {
 			fault(err)
 		}
 	}
+	buf := make([]byte, 2*fs.sb.sectSize)
 	for i := uint32(0); i < fs.sb.agCount; i++ {
-		g, err := fs.readGroup(i)
+		g, err := fs.readGroup(i, buf)
 		if err != nil {
 			fault(err) // without its headers nothing in the group makes sense, nor do counts over all
 			return ctx.Err()

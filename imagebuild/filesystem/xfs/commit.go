@@ -19,19 +19,25 @@ func (w *Writer) Commit(ctx context.Context) error {
 	if w.state != nil {
 		return w.state
 	}
-	w.state = errors.New("the Writer is committed already")
 	if err := w.commitFolders(ctx); err != nil {
+		w.broken(err)
 		return err
 	}
+	w.state = errors.New("the Writer is committed already")
 	if w.overflow {
 		return &NoSpaceError{w.Space()}
 	}
+	return w.writeAll(ctx)
+}
+
+// writeAll writes inodes, groups and superblocks.
+func (w *Writer) writeAll(ctx context.Context) error {
 	if err := w.flushInodes(); err != nil {
 		return err
 	}
-	changed := false
+	changed := w.grown
 	for _, g := range w.groups {
-		if !g.touched {
+		if g == nil || !g.touched {
 			continue
 		}
 		if err := ctx.Err(); err != nil {
@@ -47,8 +53,14 @@ func (w *Writer) Commit(ctx context.Context) error {
 	if !changed || w.counting {
 		return nil
 	}
-	if err := w.writeSuper(); err != nil {
-		return err
+	w.sumUp()
+	if w.grown {
+		if err := w.writeCopies(ctx); err != nil {
+			return err
+		}
+	}
+	if err := w.dev.write(w.sb.raw, 0); err != nil {
+		return wrap(err, "writing the superblock")
 	}
 	return w.dev.flush()
 }
@@ -100,7 +112,7 @@ func (w *Writer) commitFolders(ctx context.Context) error {
 			return wrap(err, "writing folder inode %d", d.ino)
 		}
 		if ag, _ := w.sb.inoAG(d.ino); int(ag) < len(w.groups) && d.ino < phantomInoBase {
-			w.groups[ag].touched = true
+			w.group(ag).touched = true
 		}
 		d.dirty = false
 		delete(w.folders, d.ino)
@@ -328,13 +340,7 @@ func (w *Writer) buildGroup(g *group) error {
 	be.PutUint32(agf[agfCntLevel:], uint32(len(p.cnt)))
 	btree := p.bno.total() - 1 + p.cnt.total() - 1
 	if sb.ro&roRmapbt != 0 {
-		root, err = build(rmapKind, p.rmap, len(p.rmaps), func(i int, b []byte) {
-			r := p.rmaps[i]
-			be.PutUint32(b, r.start)
-			be.PutUint32(b[4:], r.n)
-			be.PutUint64(b[8:], r.owner)
-			be.PutUint64(b[16:], r.offset)
-		})
+		root, err = build(rmapKind, p.rmap, len(p.rmaps), func(i int, b []byte) { putRmap(p.rmaps[i], b) })
 		if err != nil {
 			return err
 		}
@@ -407,13 +413,24 @@ func (w *Writer) buildGroup(g *group) error {
 		be.PutUint32(agf[agfRefcLevel:], uint32(len(p.refc)))
 		be.PutUint32(agf[agfRefcBlks:], uint32(p.refc.total()))
 	}
-	setCRC(agf, agfCRC)
-	setCRC(agi, agiCRC)
-	base := sb.agOff(g.no, 0)
-	if err := w.dev.write(agf, base+int64(sb.sectSize)); err != nil {
-		return wrap(err, "writing the headers of group %d", g.no)
-	}
-	return wrapHeader(w.dev.write(agi, base+2*int64(sb.sectSize)), g.no)
+	b := make([]byte, 2*sb.sectSize)
+	putHeaders(b[:sb.sectSize], b[sb.sectSize:], agf, agi)
+	return wrapHeader(w.dev.write(b, sb.agOff(g.no, 0)+int64(sb.sectSize)), g.no)
+}
+
+func putRmap(r rmapRec, b []byte) {
+	be.PutUint32(b, r.start)
+	be.PutUint32(b[4:], r.n)
+	be.PutUint64(b[8:], r.owner)
+	be.PutUint64(b[16:], r.offset)
+}
+
+// putHeaders fills the two sectors of a group's headers.
+func putHeaders(agfSector, agiSector, agf, agi []byte) {
+	copy(agfSector, agf)
+	copy(agiSector, agi)
+	setCRC(agfSector, agfCRC)
+	setCRC(agiSector, agiCRC)
 }
 
 func wrapHeader(err error, ag uint32) error {
@@ -425,8 +442,13 @@ func wrapHeader(err error, ag uint32) error {
 
 func (w *Writer) writeFreeList(g *group, blocks []uint64) error {
 	b := make([]byte, w.sb.sectSize)
+	w.putFreeList(b, g.no, blocks)
+	return wrapHeader(w.dev.write(b, w.sb.agOff(g.no, 0)+3*int64(w.sb.sectSize)), g.no)
+}
+
+func (w *Writer) putFreeList(b []byte, ag uint32, blocks []uint64) {
 	be.PutUint32(b, agflMagic)
-	be.PutUint32(b[agflSeqno:], g.no)
+	be.PutUint32(b[agflSeqno:], ag)
 	copy(b[agflUUID:], w.sb.metaUUID[:])
 	for i := 0; i < w.agflSize(); i++ {
 		n := uint32(nullAgBlock)
@@ -436,30 +458,33 @@ func (w *Writer) writeFreeList(g *group, blocks []uint64) error {
 		be.PutUint32(b[agflBno+4*i:], n)
 	}
 	setCRC(b, agflCRC)
-	return wrapHeader(w.dev.write(b, w.sb.agOff(g.no, 0)+3*int64(w.sb.sectSize)), g.no)
 }
 
-// writeSuper sums up the groups, and asks for a new quota count at the next mount.
-func (w *Writer) writeSuper() error {
+// sumUp brings the superblock up to date, and asks for a new quota count at the next mount.
+func (w *Writer) sumUp() {
 	raw := w.sb.raw
 	var icount, ifree, fdblocks uint64
-	for _, g := range w.groups {
+	for i, g := range w.groups {
+		if g == nil {
+			fdblocks += uint64(w.freshFree(uint32(i)))
+			continue
+		}
 		icount += uint64(be.Uint32(g.agi[agiCount:]))
 		ifree += uint64(be.Uint32(g.agi[agiFreeCount:]))
 		fdblocks += uint64(be.Uint32(g.agf[agfFreeBlks:])) + uint64(be.Uint32(g.agf[agfFlCount:])) + uint64(be.Uint32(g.agf[agfBtreeBlks:]))
 	}
+	be.PutUint64(raw[sbDblocks:], w.sb.dblocks)
+	be.PutUint32(raw[sbAgCount:], w.sb.agCount)
 	be.PutUint64(raw[sbIcount:], icount)
 	be.PutUint64(raw[sbIfree:], ifree)
 	be.PutUint64(raw[sbFdblocks:], fdblocks)
-	be.PutUint16(raw[sbQflags:], be.Uint16(raw[sbQflags:])&^quotaChecked)
+	if w.edited {
+		be.PutUint16(raw[sbQflags:], be.Uint16(raw[sbQflags:])&^quotaChecked)
+	}
 	if w.newAttr {
 		be.PutUint16(raw[sbVersion:], be.Uint16(raw[sbVersion:])|vbitAttr)
 		be.PutUint32(raw[sbFeatures2:], be.Uint32(raw[sbFeatures2:])|feat2Attr2)
 		be.PutUint32(raw[sbBadFeat2:], be.Uint32(raw[sbFeatures2:]))
 	}
 	setCRC(raw, sbCRC)
-	if err := w.dev.write(raw, 0); err != nil {
-		return wrap(err, "writing the superblock")
-	}
-	return nil
 }

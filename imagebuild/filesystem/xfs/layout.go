@@ -80,6 +80,7 @@ const (
 	sbCRC         = 224 // u32 LE
 	sbSpinoAlign  = 228 // u32 blocks
 	sbPquotIno    = 232 // u64
+	sbLSN         = 240 // u64
 	sbMetaUUID    = 248 // 16 bytes
 	sbSize        = 264 // bytes; later formats add fields behind it
 )
@@ -158,6 +159,7 @@ const (
 	agiLevel      = 24
 	agiFreeCount  = 28
 	agiNewIno     = 32
+	agiDirIno     = 36
 	agiUnlinked   = 40 // 64 buckets of u32
 	agiUUID       = 296
 	agiCRC        = 312

@@ -27,6 +27,11 @@ type Options struct {
 	// CountOnly counts instead of writing: Device.WriteAt is never called, contents are read and dropped, and
 	// Commit says whether it would all have fitted.
 	CountOnly bool
+	// Grow is asked for room when blocks or inodes run out, in Add and Replace and in Commit. need is the least size in
+	// bytes that the filesystem must have to go on. Grow returns the device's new size, and the Writer goes on with a
+	// filesystem of that size, as by Writer.Grow. A size below need means that there is no more: the Writer counts on,
+	// as it does without Grow, and Commit returns a NoSpaceError. An error ends the Writer; Commit returns it.
+	Grow func(need int64) (int64, error)
 }
 
 // NoSpaceError says what was there and what the whole plan needs. It matches ErrNoSpace.
@@ -49,16 +54,15 @@ type Writer struct {
 	o     Options
 	state error // why no more calls are accepted
 
-	groups     []*group
-	order      []uint32 // groups, most free blocks first
+	groups     []*group // nil: made by growth and not used yet
+	order      []uint32 // groups, most free blocks first, then those made by growth
 	cur        int      // index in order of the group in use
-	total      int64    // blocks that may be taken
-	freeAtOpen int64
+	room       budget
+	total      int64 // blocks that may be taken
 	used, peak int64
 	icount     uint64
 	ifree      uint64
 	maxIcount  uint64
-	freeInodes int64
 	inodesUsed int64
 	inodesPeak int64
 	overflow   bool // there was no space; everything since is counted only
@@ -74,6 +78,8 @@ type Writer struct {
 	buf     []byte            // of contents
 	zeros   []byte
 	newAttr bool // attributes were written
+	edited  bool // something was asked for besides growth
+	grown   bool
 }
 
 // slimInode is an inode as it would be on disk: up to the end of its data fork, without the zeros there, and its
@@ -108,15 +114,16 @@ func openWriterWith(d Device, size int64, o Options, noCRC bool) (*Writer, error
 		return nil, err
 	}
 	w := &Writer{FS: fs, o: o, counting: o.CountOnly, memInode: map[uint64]slimInode{}, labels: map[string]string{}, memBlock: map[int64][]byte{}, inodes: map[uint64][]byte{}}
+	buf := make([]byte, 2*fs.sb.sectSize)
 	for i := uint32(0); i < fs.sb.agCount; i++ {
-		g, err := fs.readGroup(i)
+		g, err := fs.readGroup(i, buf)
 		if err != nil {
 			return nil, err
 		}
 		w.groups = append(w.groups, g)
 		w.order = append(w.order, i)
 	}
-	w.budget()
+	w.openBudget()
 	slices.SortStableFunc(w.order, func(a, b uint32) int {
 		return int(min(1, max(-1, w.groups[b].avail-w.groups[a].avail)))
 	})
@@ -129,8 +136,8 @@ func openWriterWith(d Device, size int64, o Options, noCRC bool) (*Writer, error
 // changed since the last call are looked at.
 func (w *Writer) Space() Space {
 	s := Space{
-		BlockSize: int64(w.sb.blockSize), FreeBlocks: w.freeAtOpen, NeedBlocks: w.peak,
-		FreeInodes: w.freeInodes, NeedInodes: w.inodesPeak,
+		BlockSize: int64(w.sb.blockSize), FreeBlocks: w.total, NeedBlocks: w.peak,
+		FreeInodes: w.freeInodes(), NeedInodes: w.inodesPeak,
 	}
 	pending := w.used
 	for _, d := range w.folders {
@@ -469,6 +476,7 @@ func (w *Writer) op(op, name string, f func() error) error {
 	if w.state != nil {
 		return pathErr(op, name, w.state)
 	}
+	w.edited = true
 	if err := f(); err != nil {
 		return pathErr(op, name, err)
 	}
@@ -611,7 +619,7 @@ func (w *Writer) unalloc(exts []extent) {
 	for _, e := range exts {
 		if !w.isPhantom(e.start) {
 			ag, b := w.sb.split(e.start)
-			g := w.groups[ag]
+			g := w.group(ag)
 			g.giveBack(span{b, e.n})
 			g.avail += int64(e.n)
 		}
