@@ -16,6 +16,7 @@ const (
 	maxText     = 16 << 20 // bytes of metadata text that are read
 	maxAreas    = 16       // entries of a list in pv_header; the sector has room for fewer
 	maxPVs      = 4096
+	maxDevice   = 1 << 60 // bytes
 	initialCRC  = 0xf597a6cf
 	mdaVersion  = 1
 	locnIgnored = 1 // raw_locn.flags
@@ -103,6 +104,9 @@ func readDevice(pv PV, index int) (*device, error) {
 	b := make([]byte, labelScan*sectorSize)
 	if pv.Size < int64(len(b)) {
 		return nil, nil
+	}
+	if pv.Size > maxDevice {
+		return nil, fmt.Errorf("%w: %s with %d bytes", ErrUnsupported, pv.Name, pv.Size)
 	}
 	if err := readFull(pv.R, b, 0); err != nil {
 		return nil, fmt.Errorf("reading the first sectors of %s: %w", pv.Name, err)

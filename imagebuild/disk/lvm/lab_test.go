@@ -2,13 +2,16 @@ package lvm
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 )
 
 // lab holds physical volumes in files and runs the real tools on them.
@@ -257,7 +260,13 @@ halt -f
 	if err := os.WriteFile(l.dir+"/script", []byte(head+script), 0o700); err != nil {
 		l.Fatal(err)
 	}
-	c := exec.Command("timeout", append([]string{"--foreground", "120", uml}, args...)...)
+	// Its processes are a group of their own, so that none outlives a hang.
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	defer cancel()
+	c := exec.CommandContext(ctx, uml, args...)
+	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	c.Cancel = func() error { return syscall.Kill(-c.Process.Pid, syscall.SIGKILL) }
+	c.WaitDelay = 10 * time.Second
 	console, err := c.CombinedOutput()
 	out, _ := os.ReadFile(l.dir + "/out")
 	rc, _ := os.ReadFile(l.dir + "/rc")
