@@ -203,10 +203,11 @@ func (f *FS) baseMeta(g uint32) int64 {
 
 // descTable says where group descriptors are.
 type descTable struct {
-	blocks    uint32 // that hold descriptors
-	reserved  uint32 // after them, for growth
-	meta      bool   // the feature meta_bg
-	firstMeta uint32 // with meta: the first block of descriptors that is in the groups that it describes
+	blocks    uint32    // that hold descriptors
+	reserved  uint32    // after them, for growth
+	meta      bool      // the feature meta_bg
+	firstMeta uint32    // with meta: the first block of descriptors that is in the groups that it describes
+	copies    [2]uint32 // with sparse_super2: the groups that have a copy of them
 }
 
 func (f *FS) descTable() descTable {
@@ -215,13 +216,14 @@ func (f *FS) descTable() descTable {
 		reserved:  uint32(le.Uint16(f.sb[sbReservedGDT:])),
 		meta:      f.incompat&incompatMetaBG != 0,
 		firstMeta: le.Uint32(f.sb[sbFirstMetaBG:]),
+		copies:    f.superCopies(),
 	}
 }
 
 // baseMetaIn is baseMeta for descriptors that are where t says.
 func (f *FS) baseMetaIn(g uint32, t descTable) int64 {
 	n := int64(0)
-	if f.hasSuper(g) {
+	if f.hasSuperIn(g, t.copies) {
 		n = 1
 	}
 	if per := f.descPerBlock(); t.meta && g/per >= t.firstMeta {

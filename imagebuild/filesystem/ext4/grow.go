@@ -177,6 +177,9 @@ func (w *Writer) planGrowth(size int64) (growth, error) {
 	if w.groups > 0 {
 		p.free = min(p.blocks, w.groupStart(w.groups)) - w.blocks
 	}
+	if p.groups > w.groups && w.copyMoves() {
+		p.free += w.baseMeta(w.groups-1) - w.baseMetaIn(w.groups-1, p.table)
+	}
 	for g := w.groups; g < p.groups; g++ {
 		n := min(w.bpg, p.blocks-w.groupStart(g)) - w.baseMetaIn(g, p.table) - w.tableMeta()
 		if n < 0 {
@@ -199,6 +202,9 @@ func (w *Writer) planTable(p growth) (descTable, error) {
 	t := w.descTable()
 	old := t.blocks
 	t.blocks = (p.groups-1)/w.descPerBlock() + 1
+	if w.copyMoves() {
+		t.copies[1] = p.groups - 1
+	}
 	resize := w.compat&compatResizeInode != 0
 	switch {
 	case t.reserved > 0 && !resize:
@@ -222,6 +228,13 @@ func (w *Writer) planTable(p growth) (descTable, error) {
 	return t, nil
 }
 
+// copyMoves says whether the copy of the superblock that is in the last group belongs to whatever group is the last,
+// as resize2fs takes it under sparse_super2.
+func (w *Writer) copyMoves() bool {
+	// With meta_bg a group's descriptors would have to move with it.
+	return w.compat&compatSparseSuper2 != 0 && w.incompat&incompatMetaBG == 0 && w.groups > 1 && w.superCopies()[1] == w.groups-1
+}
+
 // grow does in memory what p says. An error leaves the writer useless.
 func (w *Writer) grow(p growth) error {
 	if p.blocks <= w.blocks {
@@ -243,6 +256,7 @@ func (w *Writer) growGroups(p growth) error {
 					return err
 				}
 				w.space.NeedBlocks++ // it was not the caller's
+				w.left--             // below, all that growth gives is counted
 			}
 			w.compat &^= compatResizeInode
 			le.PutUint32(sb[sbCompat:], le.Uint32(sb[sbCompat:])&^compatResizeInode)
@@ -261,6 +275,14 @@ func (w *Writer) growGroups(p growth) error {
 		w.longest[last] = free
 	}
 	from := w.groups
+	dropped := int64(0)
+	if p.groups > w.groups && w.copyMoves() {
+		dropped = w.baseMeta(w.groups - 1)
+		if err := w.dropCopy(w.groups-1, dropped); err != nil {
+			return err
+		}
+		le.PutUint32(sb[sbBackupBGs+4:], p.table.copies[1])
+	}
 	w.grown = true
 	w.blocks, w.groups = p.blocks, p.groups
 	w.inodes = w.groups * w.ipg
@@ -284,7 +306,7 @@ func (w *Writer) growGroups(p growth) error {
 		w.longest = append(w.longest, make([]uint32, n)...)
 	}
 	if o := le.Uint32(sb[sbOverhead:]); o > 0 {
-		le.PutUint32(sb[sbOverhead:], o+uint32(w.metaOf(from)))
+		le.PutUint32(sb[sbOverhead:], o+uint32(w.metaOf(from)-dropped))
 	}
 	w.layOut(from)
 
@@ -293,6 +315,33 @@ func (w *Writer) growGroups(p growth) error {
 	w.space.FreeBlocks += left - w.left
 	w.space.FreeInodes += inodes - w.leftIno
 	w.left, w.leftIno, w.virtual = left, inodes, w.blocks
+	return nil
+}
+
+// dropCopy gives back the n blocks of group g's copies of the superblock and the descriptors.
+func (w *Writer) dropCopy(g uint32, n int64) error {
+	s, err := w.blockBitmap(g)
+	if err != nil {
+		return err
+	}
+	if nextBit(s.blocks, 0, n, false) != n {
+		return corrupt("group %d has its copy of the superblock among its free blocks", g)
+	}
+	clearBits(s.blocks, 0, n)
+	free := w.descCount(g, gdFreeBlocksLo, gdFreeBlocksHi) + uint32(n)
+	w.setDescCount(g, gdFreeBlocksLo, gdFreeBlocksHi, free)
+	w.longest[g] = free
+	start := w.groupStart(g)
+	var rest []metaRange
+	for _, m := range w.meta {
+		if m.at < start {
+			rest = append(rest, metaRange{m.at, min(m.end, start)})
+		}
+		if m.end > start+n {
+			rest = append(rest, metaRange{max(m.at, start+n), m.end})
+		}
+	}
+	w.meta = rest
 	return nil
 }
 

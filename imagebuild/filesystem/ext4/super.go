@@ -313,12 +313,19 @@ func (f *FS) parseSuper(size int64) error {
 }
 
 // hasSuper says whether group g begins with a copy of the superblock.
-func (f *FS) hasSuper(g uint32) bool {
+func (f *FS) hasSuper(g uint32) bool { return f.hasSuperIn(g, f.superCopies()) }
+
+// superCopies are the groups with copies under sparse_super2.
+func (f *FS) superCopies() [2]uint32 {
+	return [2]uint32{le.Uint32(f.sb[sbBackupBGs:]), le.Uint32(f.sb[sbBackupBGs+4:])}
+}
+
+func (f *FS) hasSuperIn(g uint32, copies [2]uint32) bool {
 	if g == 0 {
 		return true
 	}
 	if f.compat&compatSparseSuper2 != 0 {
-		return g == le.Uint32(f.sb[sbBackupBGs:]) || g == le.Uint32(f.sb[sbBackupBGs+4:])
+		return g == copies[0] || g == copies[1]
 	}
 	if g == 1 || f.ro&roSparseSuper == 0 {
 		return true
