@@ -108,13 +108,21 @@ func (d *Disk) EditTable(size int64) (*TableEdit, error) {
 	if err := overlaps(append(reserved, e.slots...)); err != nil {
 		return nil, err
 	}
+	held := 0
+	for _, s := range e.slots {
+		if s.sectors > 0 && !s.extended {
+			held++
+		}
+	}
+	again := held == len(d.Partitions)
 	for _, p := range d.Partitions {
 		s, err := e.slot(p.Number)
-		if err != nil || s.Start != p.Start || s.Size != p.Size {
-			return nil, fmt.Errorf("%w: the partition table can be read in more than one way: %s is not where it was found first",
-				ErrUnsupported, p)
+		if again = again && err == nil && s.Start == p.Start && s.Size == p.Size; again {
+			s.Partition = p
 		}
-		s.Partition = p
+	}
+	if !again {
+		return nil, fmt.Errorf("%w: the partition table can be read in more than one way", ErrUnsupported)
 	}
 	if err := e.SetDiskSize(size); err != nil {
 		return nil, err
@@ -307,9 +315,10 @@ func (e *TableEdit) Add(p Partition) (Partition, error) {
 	return p, nil
 }
 
-// Clear overwrites the old backup GPT with zeros where the disk becomes larger: call it after SetDiskSize and before
-// a filesystem grows over that place. It does so once; where nothing moves, or no valid backup of this table is
-// found, it does nothing. After Write it is an error, since the new backup may be where the old one was.
+// Clear overwrites the old backup GPT with zeros where the disk becomes larger: call it between SetDiskSize and Grow,
+// before a filesystem takes that place. It does so once. Where nothing moves, where no valid backup of this table is
+// found, or where a partition lies by now, it does nothing. After Write it is an error, since the new backup may be
+// where the old one was.
 func (e *TableEdit) Clear(dev io.WriterAt) error {
 	if e.written {
 		return errors.New("the old backup GPT cannot be cleared once the new one is written")

@@ -105,6 +105,10 @@ func edit(t *testing.T, name string, size int64, f func(*Disk, *TableEdit)) *rec
 		t.Fatal(err)
 	}
 	defer file.Close()
+	r := &recorder{file, size, map[int64]bool{}}
+	if err := e.Clear(r); err != nil {
+		t.Fatal(err)
+	}
 	if f != nil {
 		f(d, e)
 	}
@@ -112,10 +116,7 @@ func edit(t *testing.T, name string, size int64, f func(*Disk, *TableEdit)) *rec
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &recorder{file, st.Size(), map[int64]bool{}}
-	if err := e.Clear(r); err != nil {
-		t.Fatal(err)
-	}
+	r.limit = st.Size()
 	if err := e.Write(r); err != nil {
 		t.Fatal(err)
 	}
@@ -766,6 +767,8 @@ func TestBehind(t *testing.T) {
 }
 
 func TestDiskSizeFor(t *testing.T) {
+	var g group
+	defer g.Wait()
 	for _, c := range []struct {
 		name, script string
 		number       int
@@ -780,22 +783,26 @@ func TestDiskSizeFor(t *testing.T) {
 		{"mbr", `printf 'label:dos\n1M,100M\n' | sfdisk -q $D`, 1, gib + 1, gib + mib + 512},
 		{"mbr, past 2 TiB", `printf 'label:dos\n1M,100M\n' | sfdisk -q $D`, 1, 3 * tib, 2*tib - 512},
 	} {
-		d, err := Open(script(300*mib, c.script)(t))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer d.Close()
-		e, err := d.EditTable(d.Size())
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got := e.DiskSizeFor(c.number, c.size); got != c.want {
-			t.Errorf("%s: %d bytes, want %d", c.name, got, c.want)
-		}
+		g.run(t, c.name, func(t *testing.T) {
+			d, err := Open(script(300*mib, c.script)(t))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer d.Close()
+			e, err := d.EditTable(d.Size())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := e.DiskSizeFor(c.number, c.size); got != c.want {
+				t.Errorf("%d bytes, want %d", got, c.want)
+			}
+		})
 	}
 }
 
 func TestEditRefused(t *testing.T) {
+	var g group
+	defer g.Wait()
 	for _, c := range []struct {
 		name string
 		make func(*testing.T) string
@@ -831,7 +838,7 @@ func TestEditRefused(t *testing.T) {
 			put(t, f, 446+4, []byte{0x0f})
 		}), "both extended"},
 	} {
-		t.Run(c.name, func(t *testing.T) {
+		g.run(t, c.name, func(t *testing.T) {
 			d, err := Open(c.make(t))
 			if err != nil {
 				t.Fatal(err)
@@ -891,4 +898,27 @@ func TestClear(t *testing.T) {
 		t.Error("cleared after Write")
 	}
 	verify(t, name, "gpt")
+}
+
+// A partition that has taken the place of the old backup keeps its bytes.
+func TestClearTaken(t *testing.T) {
+	name := script(300*mib, usual+"\ntruncate -s 1G $D")(t)
+	d, err := Open(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	e, err := d.EditTable(gib)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Grow(1, 900*mib); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.SetDiskSize(2 * gib); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Clear(&memory{}); err != nil {
+		t.Errorf("cleared: %v", err)
+	}
 }

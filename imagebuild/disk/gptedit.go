@@ -17,8 +17,10 @@ import (
 // little-endian.
 const (
 	gptHeaderSize  = 92
+	gptOffRevision = 8  // u32
 	gptOffSize     = 12 // u32
 	gptOffCRC      = 16 // u32, over the header with this field zero
+	gptOffReserved = 20 // u32, zero
 	gptOffMy       = 24 // u64, LBA of this header
 	gptOffAlt      = 32 // u64, LBA of the other header
 	gptOffFirst    = 40 // u64, first usable LBA
@@ -76,8 +78,10 @@ func (d *Disk) readGPTCopy(lba, n int64) (*gptCopy, error) {
 	copy(sum[gptOffCRC:], make([]byte, 4))
 	count, size, array := le.Uint32(h[gptOffCount:]), le.Uint32(h[gptOffEntry:]), le.Uint64(h[gptOffArray:])
 	switch {
-	case string(h[:8]) != "EFI PART" || le.Uint32(h[gptOffSize:]) != gptHeaderSize:
+	case string(h[:8]) != "EFI PART":
 		return nil, errors.New("no GPT header")
+	case le.Uint32(h[gptOffRevision:]) != 0x10000 || le.Uint32(h[gptOffSize:]) != gptHeaderSize || !isZero(h[gptOffReserved:][:4]):
+		return nil, errors.New("a header of another revision than 1.0")
 	case crc32.ChecksumIEEE(sum) != le.Uint32(h[gptOffCRC:]):
 		return nil, errors.New("wrong checksum of the header")
 	case le.Uint64(h[gptOffMy:]) != uint64(lba):
@@ -127,6 +131,9 @@ func (d *Disk) readGPTEdit() (*gptEdit, error) {
 		if g.arrayLBA, err = d.primaryArray(backup); err != nil {
 			return nil, err
 		}
+	}
+	if guid, err := parseGUID(d.ID); err != nil || !bytes.Equal(guid, g.main.header[gptOffGUID:][:16]) {
+		return nil, fmt.Errorf("%w: the two copies of the GPT are of different disks, and one is damaged", ErrUnsupported)
 	}
 	g.arraySectors = g.main.sectors
 	first := le.Uint64(g.main.header[gptOffFirst:])
@@ -208,6 +215,9 @@ func (g *gptEdit) add(p *Partition, s *slot) error {
 		if err != nil {
 			return err
 		}
+		if isZero(b) {
+			return fmt.Errorf("the GUID %s stands for none", guid)
+		}
 		copy(ent[off:], b)
 	}
 	name := utf16.Encode([]rune(p.Name))
@@ -244,7 +254,7 @@ func parseGUID(s string) ([]byte, error) {
 	groups := strings.Split(s, "-")
 	b, err := hex.DecodeString(strings.Join(groups, ""))
 	if err != nil || len(b) != 16 || len(groups) != 5 || len(groups[0]) != 8 || len(groups[1]) != 4 ||
-		len(groups[2]) != 4 || len(groups[3]) != 4 || isZero(b) {
+		len(groups[2]) != 4 || len(groups[3]) != 4 {
 		return nil, fmt.Errorf("%q is no GUID", s)
 	}
 	le.PutUint32(b, uint32(b[0])<<24|uint32(b[1])<<16|uint32(b[2])<<8|uint32(b[3]))
@@ -259,7 +269,7 @@ func (g *gptEdit) clear(dev io.WriterAt, n int64, slots []*slot) (bool, error) {
 	for _, r := range [][2]int64{{g.old.arrayLBA, g.arraySectors}, {g.oldLBA, 1}} {
 		free := r[0] >= g.firstUsable
 		for _, s := range slots {
-			free = free && (s.was == 0 || r[0]+r[1] <= s.start || r[0] >= s.start+s.was)
+			free = free && (r[0]+r[1] <= s.start || r[0] >= s.end())
 		}
 		if !free {
 			continue
