@@ -597,7 +597,8 @@ func (g *Group) referred(used, by *logical, s extent, key string) {
 func kindOf(lv *logical) string {
 	for _, s := range lv.segments {
 		if s.kind != "striped" || s.part < 0 {
-			return s.kind
+			base, _, _ := strings.Cut(s.kind, "+")
+			return base
 		}
 	}
 	return ""
@@ -666,7 +667,8 @@ func (g *Group) judge(lv *logical) {
 			g.refuse(lv, "stacked", "is %s", what)
 			return
 		}
-		g.refuse(lv, s.kind, "is %s", what)
+		base, _, _ := strings.Cut(s.kind, "+")
+		g.refuse(lv, base, "is %s", what)
 		return
 	}
 	for _, s := range lv.status {

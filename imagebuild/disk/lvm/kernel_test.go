@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -146,51 +147,46 @@ lvm vgchange -an
 	}
 }
 
-// TestRefusedByName has the real tools make what is not handled.
+// TestRefusedByName has the real tools make what is not handled; not what has to be synchronised, since that ends in a
+// panic of User Mode Linux. testdata/kinds.vg, made in the same way, has that too.
 func TestRefusedByName(t *testing.T) {
 	const mib = 1 << 20
 	l := newLab(t, 200*mib, 200*mib, 200*mib, 200*mib, 40*mib)
 	out := l.kernel(`
 lvm pvcreate -q $PV0 $PV1 $PV2 $PV3
 lvm vgcreate -q -s 1m rl $PV0 $PV1 $PV2 $PV3
-new() { lvm lvcreate -q -y -Wn -Zn "$@"; }
+new() { lvm lvcreate -q -y "$@" || echo "FAILED: $*"; }
+to() { lvm lvconvert -q -y "$@" || echo "FAILED: $*"; }
 new -n plain -l 5 rl
 new -n striped -i 2 -l 4 rl
 new --type thin-pool -l 20 --poolmetadatasize 2m -n pool00 rl
-lvm lvcreate -q -y -T -V 50m -n root rl/pool00
-new --type raid1 -m 1 -l 4 -n r1 rl
-new --type mirror -m 1 --mirrorlog core -l 4 -n mirr rl
+new -T -V 50m -n root rl/pool00
+new --type raid1 -m 1 --nosync -l 4 -n r1 rl
+new --type mirror -m 1 --mirrorlog core --nosync -l 4 -n mirr rl
 new -n snapped -l 4 rl
-lvm lvcreate -q -y -s -n snap -l 3 rl/snapped
+new -s -n snap -l 3 rl/snapped
 new -n fast -l 8 rl $PV1
 new -n cached -l 10 rl $PV0
-lvm lvconvert -q -y --type cache --cachevol fast --chunksize 64k rl/cached || echo no cachevol
+to --type cache --cachevol fast --chunksize 64k rl/cached
 new --type cache-pool -l 8 -n cpool rl $PV1
 new -n cached2 -l 10 rl $PV0
-lvm lvconvert -q -y --type cache --cachepool cpool rl/cached2 || echo no cachepool
+to --type cache --cachepool cpool rl/cached2
 new -n wfast -l 8 rl $PV1
 new -n wcached -l 10 rl $PV0
 lvm lvchange -q -an rl/wcached rl/wfast
-lvm lvconvert -q -y --type writecache --cachevol wfast rl/wcached || echo no writecache
+to --type writecache --cachevol wfast rl/wcached
 new --type zero -l 3 -n zeroes rl
 new --type error -l 3 -n errors rl
 new -n ext -l 3 rl
 lvm lvchange -q -an rl/ext
 lvm lvchange -q -pr rl/ext
-lvm lvcreate -q -y -s -n extthin --thinpool pool00 rl/ext
-new --type raid5 -i 2 -l 4 -n r5 rl || echo no raid5
-new --type raid1 -m 1 -l 4 --raidintegrity y -n integ rl || echo no integrity
+new -s -n extthin --thinpool pool00 rl/ext
 lvm lvs -a -o lv_name,segtype,origin,pool_lv,lv_attr rl
 lvm vgchange -q -an
 lvm vgs --noheadings -o vg_free_count rl >free
 `)
 	t.Log(out)
 	g := l.group()
-	if dump := os.Getenv("LVM_DUMP"); dump != "" {
-		if err := os.WriteFile(dump, []byte(g.src), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
 	free, err := os.ReadFile(l.dir + "/free")
 	if err != nil {
 		t.Fatal(err)
@@ -198,16 +194,17 @@ lvm vgs --noheadings -o vg_free_count rl >free
 	if want := strings.TrimSpace(string(free)); fmt.Sprint(g.freeExtents()) != want {
 		t.Errorf("%d free extents, LVM says %s", g.freeExtents(), want)
 	}
-	checkRefusals(t, g)
+	checkRefusals(t, g, "r5", "integ")
 	if err := g.GrowVolume("plain", 100*mib); err != nil {
 		t.Fatal(err)
 	}
 	l.write(g)
 	l.lvm("vgck\nlvs")
-	checkRefusals(t, l.group())
+	checkRefusals(t, l.group(), "r5", "integ")
 }
 
-func checkRefusals(t *testing.T, g *Group) {
+// checkRefusals expects all kinds but those that are absent.
+func checkRefusals(t *testing.T, g *Group, absent ...string) {
 	t.Helper()
 	want := map[string]string{
 		"plain":   "",
@@ -225,7 +222,7 @@ func checkRefusals(t *testing.T, g *Group) {
 		"errors":  "rl/errors is a volume with an area that only gives errors",
 		"ext":     "rl/ext is the external origin of the thin volume rl/extthin",
 		"extthin": "rl/extthin is a thin volume (pool rl/pool00)",
-		"r5":      "rl/r5 is a RAID volume (raid5_ls)",
+		"r5":      "rl/r5 is a RAID volume (raid5)",
 		"integ":   "rl/integ is a RAID volume (raid1)",
 	}
 	for _, v := range g.Volumes {
@@ -254,6 +251,8 @@ func checkRefusals(t *testing.T, g *Group) {
 		}
 	}
 	for name := range want {
-		t.Errorf("%s was not made", name)
+		if !slices.Contains(absent, name) {
+			t.Errorf("%s was not made", name)
+		}
 	}
 }

@@ -247,7 +247,7 @@ func (l *lab) kernel(script string) string {
 	init := `#!/bin/bash
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t tmpfs tmpfs /run
 mountpoint -q /dev || mount -t devtmpfs dev /dev
-for m in dm-mod dm-thin-pool dm-snapshot dm-mirror dm-raid dm-cache dm-cache-smq dm-writecache dm-integrity raid1; do modprobe -q -d ` + l.dir + `/root $m; done
+for m in dm-mod dm-zero dm-thin-pool dm-snapshot dm-mirror dm-raid dm-cache dm-cache-smq dm-writecache dm-integrity raid1; do modprobe -q -d ` + l.dir + `/root $m; done
 bash ` + l.dir + `/script >` + l.dir + `/out 2>&1
 echo $? >` + l.dir + `/rc
 sync
