@@ -158,7 +158,7 @@ func kernelSaid(t testing.TB, mark, dev string) []string {
 func repairClean(t testing.TB, img string) {
 	t.Helper()
 	// The option says only that a filesystem of one group has no second superblock to compare with.
-	out, err := exec.Command("xfs_repair", "-n", "-f", "-o", "force_geometry", img).CombinedOutput()
+	out, err := exec.Command("xfs_repair", "-n", "-f", "-P", "-o", "force_geometry", img).CombinedOutput()
 	var odd []string
 	for _, l := range strings.Split(string(out), "\n") {
 		switch {

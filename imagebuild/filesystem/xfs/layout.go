@@ -44,6 +44,7 @@ const (
 	sbRootIno     = 56  // u64
 	sbRbmIno      = 64  // u64
 	sbRsumIno     = 72  // u64
+	sbRextSize    = 80  // u32 blocks
 	sbAgBlocks    = 84  // u32 blocks
 	sbAgCount     = 88  // u32
 	sbLogBlocks   = 96  // u32 blocks
@@ -86,14 +87,17 @@ const (
 )
 
 const (
-	vbitAttr   = 0x0010
-	vbitQuota  = 0x0040
-	vbitAlign  = 0x0080
-	vbitDalign = 0x0100
-	vbitLogV2  = 0x0400
-	vbitSector = 0x0800
-	vbitBorg   = 0x4000 // names compare without ASCII case
-	vbitMore   = 0x8000
+	vbitAttr    = 0x0010
+	vbitNlink   = 0x0020
+	vbitQuota   = 0x0040
+	vbitAlign   = 0x0080
+	vbitDalign  = 0x0100
+	vbitLogV2   = 0x0400
+	vbitSector  = 0x0800
+	vbitExtFlag = 0x1000
+	vbitDirV2   = 0x2000
+	vbitBorg    = 0x4000 // names compare without ASCII case
+	vbitMore    = 0x8000
 
 	feat2Lazy     = 0x00000002
 	feat2Attr2    = 0x00000008
@@ -281,6 +285,7 @@ const (
 	modeSock = 0140000
 
 	flagRealtime     = 0x0001
+	flagNewRtBitmap  = 0x0004
 	flagImmutable    = 0x0008
 	flagAppend       = 0x0010
 	flagSync         = 0x0020

@@ -8,14 +8,25 @@ import "fmt"
 
 const (
 	logBlock       = 512
-	logHCycle      = 4  // u32
-	logHVersion    = 8  // u32
-	logHLen        = 12 // u32 bytes behind the header
-	logHNumOps     = 40 // u32
-	logHSize       = 320
+	logHCycle      = 4        // u32
+	logHVersion    = 8        // u32
+	logHLen        = 12       // u32 bytes behind the header
+	logHLSN        = 16       // u64 cycle u32, block u32
+	logHTailLSN    = 24       // u64
+	logHPrevBlock  = 36       // u32
+	logHNumOps     = 40       // u32
+	logHCycleData  = 44       // u32 each: the words of the body's blocks that give way to the cycle
+	logHFormat     = 300      // u32: byte order of the items
+	logHUUID       = 304      // 16 bytes
+	logHSize       = 320      // u32 bytes of a record in memory
 	logCycleSize   = 32 << 10 // bytes of a record whose first words fit in one header block
 	logOpFlags     = 9
 	logUnmount     = 0x20
+	logOpLen       = 4 // u32
+	logOpClient    = 8
+	logClientLog   = 0xaa
+	logLinuxLE     = 1
+	logUnmountType = 0x6e55 // "nU"
 	logMaxRecBlock = (256<<10)/logBlock + 8
 )
 
@@ -124,4 +135,28 @@ func (l *logDev) head() (head int64, zeroed bool, err error) {
 		}
 	}
 	return hi, false, nil
+}
+
+// emptyLog is the start of a log that was never used, as mkfs.xfs writes it: a record that says that the filesystem was
+// unmounted. All behind it must be zero.
+func emptyLog(uuid [16]byte) []byte {
+	b := make([]byte, 2*logBlock)
+	be.PutUint32(b, logRecMagic)
+	be.PutUint32(b[logHCycle:], 1)
+	be.PutUint32(b[logHVersion:], 2)
+	be.PutUint32(b[logHLen:], logBlock)
+	be.PutUint64(b[logHLSN:], 1<<32)
+	be.PutUint64(b[logHTailLSN:], 1<<32)
+	be.PutUint32(b[logHPrevBlock:], 0xffffffff)
+	be.PutUint32(b[logHNumOps:], 1)
+	be.PutUint32(b[logHCycleData:], 0xb0c0d0d0) // transaction
+	be.PutUint32(b[logHFormat:], logLinuxLE)
+	copy(b[logHUUID:], uuid[:])
+	be.PutUint32(b[logHSize:], logCycleSize)
+	op := b[logBlock:]
+	be.PutUint32(op, 1)
+	be.PutUint32(op[logOpLen:], 8)
+	op[logOpClient], op[logOpFlags] = logClientLog, logUnmount
+	be.PutUint16(op[12:], logUnmountType)
+	return b
 }
