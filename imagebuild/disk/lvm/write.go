@@ -102,7 +102,10 @@ func (g *Group) reread(src string) (*Group, error) {
 		return nil, fmt.Errorf("%w: it reads as another group", ErrCorrupt)
 	}
 	for i, p := range g.parts {
-		if q := next.parts[i]; p.dev != q.dev || p.start != q.start || p.count != q.count || p.devSize != q.devSize {
+		q := next.parts[i]
+		// Old texts have no dev_size; then only the label tells it.
+		sized := p.devSize == q.devSize || q.node.get("dev_size") == nil
+		if p.dev != q.dev || p.start != q.start || p.count != q.count || !sized {
 			return nil, fmt.Errorf("%w: it reads as another physical volume %s", ErrCorrupt, p.node.key)
 		}
 	}
