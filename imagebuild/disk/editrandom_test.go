@@ -192,10 +192,10 @@ func diskSizeHolds(t *testing.T, d *Disk, now *TableEdit, number int, size int64
 	}
 }
 
-// memory is a disk of bytes that must not be written outside of.
-type memory struct{ b []byte }
+// boundedDisk is a disk of bytes that must not be written outside of.
+type boundedDisk struct{ b []byte }
 
-func (m *memory) WriteAt(b []byte, off int64) (int, error) {
+func (m *boundedDisk) WriteAt(b []byte, off int64) (int, error) {
 	if off < 0 || off > int64(len(m.b)) || int64(len(b)) > int64(len(m.b))-off {
 		return 0, fmt.Errorf("write of %d bytes at %d of %d", len(b), off, len(m.b))
 	}
@@ -319,7 +319,7 @@ func editBytes(t *testing.T, b []byte, more, size uint32) bool {
 	if err != nil {
 		return false
 	}
-	now := &memory{append(bytes.Clone(b), make([]byte, more)...)}
+	now := &boundedDisk{append(bytes.Clone(b), make([]byte, more)...)}
 	e, err := d.EditTable(int64(len(now.b)))
 	if err != nil {
 		return false
@@ -376,7 +376,7 @@ func editBytes(t *testing.T, b []byte, more, size uint32) bool {
 	for _, p := range d2.Partitions {
 		w := want[p.Number]
 		if p.Start != w.Start || p.Size != w.Size || p.Type != w.Type || p.GUID != w.GUID || p.Name != w.Name {
-			t.Errorf("got %+v, want %+v", p, w)
+			t.Errorf("got %d at %d of %d, type %s, GUID %s, name %q; want %d at %d of %d, type %s, GUID %s, name %q", p.Number, p.Start, p.Size, p.Type, p.GUID, p.Name, w.Number, w.Start, w.Size, w.Type, w.GUID, w.Name)
 		}
 	}
 	if _, err := d2.EditTable(d2.size); err != nil {

@@ -64,6 +64,9 @@ type gptEdit struct {
 	changed   bool
 }
 
+// errDamaged is matched by errors for a copy that no reader would take: the other one counts then.
+var errDamaged = errors.New("damaged")
+
 // readGPTCopy reads and checks the header at lba and its array on a disk of n sectors.
 func (d *Disk) readGPTCopy(lba, n int64) (*gptCopy, error) {
 	sector := int64(d.SectorSize)
@@ -79,11 +82,11 @@ func (d *Disk) readGPTCopy(lba, n int64) (*gptCopy, error) {
 	count, size, array := le.Uint32(h[gptOffCount:]), le.Uint32(h[gptOffEntry:]), le.Uint64(h[gptOffArray:])
 	switch {
 	case string(h[:8]) != "EFI PART":
-		return nil, errors.New("no GPT header")
+		return nil, fmt.Errorf("%w: no GPT header", errDamaged)
 	case le.Uint32(h[gptOffRevision:]) != 0x10000 || le.Uint32(h[gptOffSize:]) != gptHeaderSize || !isZero(h[gptOffReserved:][:4]):
-		return nil, errors.New("a header of another revision than 1.0")
+		return nil, fmt.Errorf("%w: a header of another revision than 1.0", errDamaged)
 	case crc32.ChecksumIEEE(sum) != le.Uint32(h[gptOffCRC:]):
-		return nil, errors.New("wrong checksum of the header")
+		return nil, fmt.Errorf("%w: wrong checksum of the header", errDamaged)
 	case le.Uint64(h[gptOffMy:]) != uint64(lba):
 		return nil, fmt.Errorf("the header is meant for sector %d", le.Uint64(h[gptOffMy:]))
 	case count == 0 || count > maxGPTEntries || size != gptEntrySize:
@@ -99,7 +102,7 @@ func (d *Disk) readGPTCopy(lba, n int64) (*gptCopy, error) {
 		return nil, fmt.Errorf("reading the entry array at sector %d: %w", c.arrayLBA, err)
 	}
 	if crc32.ChecksumIEEE(c.array) != le.Uint32(h[gptOffArrayCRC:]) {
-		return nil, errors.New("wrong checksum of the entry array")
+		return nil, fmt.Errorf("%w: wrong checksum of the entry array", errDamaged)
 	}
 	return c, nil
 }
@@ -112,7 +115,8 @@ func (d *Disk) readGPTEdit() (*gptEdit, error) {
 		return nil, fmt.Errorf("reading the MBR: %w", err)
 	}
 	primary, perr := d.readGPTCopy(1, n)
-	if perr == nil {
+	switch {
+	case perr == nil:
 		g.main, g.arrayLBA = *primary, primary.arrayLBA
 		if alt := le.Uint64(primary.header[gptOffAlt:]); alt > 1 && alt < uint64(n) {
 			g.oldLBA = int64(alt)
@@ -122,15 +126,18 @@ func (d *Disk) readGPTEdit() (*gptEdit, error) {
 				g.old = old
 			}
 		}
-	} else {
+	case errors.Is(perr, errDamaged):
 		backup, err := d.readGPTCopy(n-1, n)
 		if err != nil {
-			return nil, fmt.Errorf("%w: the primary GPT is damaged (%w), and so is its backup (%w)", ErrUnsupported, perr, err)
+			return nil, fmt.Errorf("%w: neither copy of the GPT is whole: primary %w, backup %w", ErrUnsupported, perr, err)
 		}
 		g.main, g.old, g.oldLBA, g.mend = *backup, backup, n-1, true
 		if g.arrayLBA, err = d.primaryArray(backup); err != nil {
 			return nil, err
 		}
+	default:
+		// Open may have read it, and others read the backup: whose partitions would these be?
+		return nil, fmt.Errorf("%w: the primary GPT is not as it should be: %w", ErrUnsupported, perr)
 	}
 	if guid, err := parseGUID(d.ID); err != nil || !bytes.Equal(guid, g.main.header[gptOffGUID:][:16]) {
 		return nil, fmt.Errorf("%w: the two copies of the GPT are of different disks, and one is damaged", ErrUnsupported)
