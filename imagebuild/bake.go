@@ -337,6 +337,11 @@ func (b *bake) checkWritable() error {
 	if b.room, err = b.newRoom(newScratch(b.base.Disk), filesystem.Options{Now: time.Unix(0, 0), CountOnly: true}); err != nil {
 		return err
 	}
+	if b.partition != nil {
+		if _, err := b.makePartition(b.room); err != nil {
+			return err
+		}
+	}
 	names := []string{b.storeRoot}
 	for _, e := range b.edits {
 		names = append(names, e.Path)
@@ -456,7 +461,7 @@ func (b *bake) write(ctx context.Context, dev disk.Device, count bool) error {
 	in := labelled{tree, root.Systems[0], b.policies[root.Systems[0]]}
 	if b.partition != nil {
 		if err := b.addStorePartition(r, in); err != nil {
-			return b.explain(err)
+			return err
 		}
 	}
 	store, err := storeseed.OpenStore(in, storeseed.Options{Root: b.storeRoot, Now: b.report.Epoch, Log: b.Log})

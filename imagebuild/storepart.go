@@ -153,21 +153,32 @@ func (b *bake) planFile(s *osroot.System, name string, h tar.Header, text, why s
 	return nil
 }
 
-// addStorePartition makes the partition and its filesystem, and grafts it into the tree at the store's path.
-func (b *bake) addStorePartition(r *room, tree labelled) error {
+// makePartition makes the entry for the store's partition in the table.
+func (b *bake) makePartition(r *room) (*disk.Volume, error) {
 	p := b.partition
 	part := disk.Partition{Size: firstStore, Type: linuxDataGPT, Name: storeLabel, GUID: uuidText(p.guid), Kind: p.kind, Label: storeLabel, UUID: uuidText(p.uuid)}
 	if b.base.Disk.Table == "mbr" {
 		part.Type, part.Name, part.GUID = linuxDataMBR, "", ""
 	}
 	vol, err := r.layout.Add(part)
+	if err == nil && !r.auto {
+		err = vol.Fill()
+	}
+	switch {
+	case errors.Is(err, disk.ErrFixed):
+		return nil, fmt.Errorf("%w; give a larger --size, or leave it out", err)
+	case errors.Is(err, disk.ErrNoRoom):
+		return nil, fmt.Errorf("%w; leave --store-partition out, or choose a base with room for one more partition", err)
+	}
+	return vol, err
+}
+
+// addStorePartition makes the partition and its filesystem, and grafts it into the tree at the store's path.
+func (b *bake) addStorePartition(r *room, tree labelled) error {
+	p := b.partition
+	vol, err := b.makePartition(r)
 	if err != nil {
 		return err
-	}
-	if !r.auto {
-		if err := vol.Fill(); err != nil {
-			return err
-		}
 	}
 	if err := filesystem.Format(vol, vol.Size(), p.kind, filesystem.FormatOptions{UUID: p.uuid, Label: storeLabel, Now: b.report.Epoch}); err != nil {
 		return fmt.Errorf("making the store's filesystem: %w", err)

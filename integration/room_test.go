@@ -316,9 +316,9 @@ func TestRoomRefused(t *testing.T) {
 		code  int
 		words []string
 	}{
-		{"another partition behind", []part{small, data}, nil, exitNoSpace, []string{"needed", "free", `partition 2 \(name "data"`, "in the way of partition 1", "--store-partition"}},
-		{"and a size", []part{small, data}, []string{"--size", "2G"}, exitNoSpace, []string{`partition 2 \(name "data"`, "in the way", "--store-partition"}},
-		{"a size too small", []part{small}, []string{"--size", "130M"}, exitNoSpace, []string{"needed", "free", "130.0 MiB", "larger --size"}},
+		{"another partition behind", []part{small, data}, nil, exitNoSpace, []string{"needed", "free", `partition 2 (name "data"`, "in the way of partition 1", "--store-partition"}},
+		{"and a size", []part{small, data}, []string{"--size", "2G"}, exitNoSpace, []string{`partition 2 (name "data"`, "in the way", "--store-partition"}},
+		{"a size too small", []part{small}, []string{"--size", "110M"}, exitNoSpace, []string{"needed", "free", "110.0 MiB", "larger --size"}},
 		{"no growth", []part{small}, []string{"--size", "+0"}, exitNoSpace, []string{"needed", "free", "larger --size"}},
 		{"less than the base", []part{small}, []string{"--size", "50M"}, exitUsage, []string{"less than the base"}},
 		{"no size", []part{small}, []string{"--size", "big"}, exitUsage, []string{"big", "20G"}},
@@ -345,7 +345,7 @@ func TestRoomRefused(t *testing.T) {
 		dir := tempDir(t)
 		m := func(p part) part { p.kind, p.name = "83", ""; return p }
 		makeDisk(t, dir+"/base.raw", "mbr", m(small), m(data), m(data), m(data))
-		refused(t, nodebake(t, "build", "--base", dir+"/base.raw", "--output", dir+"/out.raw", "--image", images["hello"].oci(), "--store-partition"), exitNoSpace, dir+"/out.raw", "no room", "partition")
+		refused(t, nodebake(t, "build", "--base", dir+"/base.raw", "--output", dir+"/out.raw", "--image", images["hello"].oci(), "--store-partition"), exitNoSpace, dir+"/out.raw", "no room", "all 4", "leave --store-partition out")
 	})
 }
 
@@ -394,9 +394,10 @@ func TestStorePartition(t *testing.T) {
 				fsck(t, raw, number)
 				mnt := mount(t, raw, number, "ro")
 				defer unmount(t, mnt)
-				// The store's path in the layers' own words, for what compares by it.
-				compareStore(t, mnt, images["odd"])
 				compareStore(t, mnt, images["debian"])
+				if c.kind != "xfs" { // which ends in 2038, so that old kernels mount it; verify knows
+					compareStore(t, mnt, images["odd"])
+				}
 			}
 			storeOn(c.number)
 			fsck(t, raw, 1)
@@ -427,7 +428,7 @@ func TestStorePartition(t *testing.T) {
 			confLoads(t, root, c.store)
 			unmount(t, root)
 			list := nodebake(t, "images", raw)
-			if list.code != exitDone || !strings.Contains(list.stdout, images["odd"].name) && !strings.Contains(list.stdout, "odd") {
+			if list.code != exitDone || !strings.Contains(list.stdout, "localhost/nodebake/odd") {
 				t.Errorf("%s", list)
 			}
 			if o := nodebake(t, "verify", raw); o.code != exitDone || !strings.Contains(o.stdout, "2 images") {

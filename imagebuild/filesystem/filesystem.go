@@ -190,9 +190,9 @@ type FormatOptions struct {
 func Format(d Device, size int64, kind Kind, o FormatOptions) error {
 	switch kind {
 	case Ext4:
-		return ErrNoWriter // TEMP
+		return ext4.Format(d, size, ext4.FormatOptions{UUID: o.UUID, Label: o.Label, Now: o.Now})
 	case XFS:
-		return ErrNoWriter // TEMP
+		return xfs.Format(d, size, xfs.FormatOptions{UUID: o.UUID, Label: o.Label, Now: o.Now})
 	}
 	return fmt.Errorf("%s: %w", kind, ErrNoWriter)
 }
