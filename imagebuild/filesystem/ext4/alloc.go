@@ -14,7 +14,7 @@ type groupState struct {
 	fresh  []byte // inodes made by a writer that only counts
 	full   bool   // every block is in use, and the bitmap is therefore dropped
 	hint   uint32 // no inode below this index is free
-	top    uint32 // inodes from this index on were never taken by this writer
+	pieces uint32 // of a new group's inode table that were written: the rest of it reads as zeros
 }
 
 // allocator hands out blocks and inodes. Once there are too few it goes on with numbers that do not exist on the
@@ -577,7 +577,6 @@ func (w *Writer) allocInode(parent uint32, dir bool) (uint32, error) {
 	}
 	setBits(s.inodes, i, 1)
 	s.hint = uint32(i) + 1
-	s.top = max(s.top, s.hint)
 	if w.count {
 		if s.fresh == nil {
 			s.fresh = make([]byte, w.ipg/8)

@@ -200,7 +200,7 @@ func (w *Writer) reserveInodes() error {
 		return err
 	}
 	setBits(s.inodes, 0, formatUsed)
-	s.hint, s.top = formatUsed, formatUsed
+	s.hint = formatUsed
 	d := w.desc(0)
 	le.PutUint16(d[gdFlags:], le.Uint16(d[gdFlags:])&^bgInodeUninit)
 	w.setDescCount(0, gdFreeInodesLo, gdFreeInodesHi, w.ipg-formatUsed)

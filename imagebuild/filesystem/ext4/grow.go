@@ -492,10 +492,12 @@ func (w *Writer) clearTables(ctx context.Context) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		// What is in use went out in whole pieces.
-		used := int64((w.itableUsed(g) + w.itab.per - 1) / w.itab.per * w.itab.per)
+		used := int64(0)
+		if s := w.touched[g]; s != nil {
+			used = int64(s.pieces) * int64(w.itab.per) * int64(w.isize)
+		}
 		table := w.descBlockNo(g, gdInodeTableLo, gdInodeTableHi) * w.bs
-		if err := w.zeroRange(table+used*int64(w.isize), table+w.itableBlocks()*w.bs, buf); err != nil {
+		if err := w.zeroRange(table+used, table+w.itableBlocks()*w.bs, buf); err != nil {
 			return fmt.Errorf("inode table of group %d: %w", g, err)
 		}
 	}

@@ -83,7 +83,12 @@ func (t *inodeTable) fill(p *piece, off int64) error {
 		}
 	}
 	valid := 0
-	if p.key.group < t.f.groups {
+	if w := t.f.w; w != nil && p.key.group >= w.diskGroups {
+		// Inodes are taken from the lowest on, so the pieces that were written are the first ones.
+		if s := w.touched[p.key.group]; s != nil && p.key.n < s.pieces && p.key.group < t.f.groups {
+			valid = len(p.data)
+		}
+	} else {
 		if used, start := t.f.itableUsed(p.key.group), p.key.n*t.per; used > start {
 			valid = min(len(p.data), int(used-start)*t.f.isize)
 		}
@@ -108,6 +113,10 @@ func (t *inodeTable) write(p *piece) error {
 	}
 	if err := t.f.w.dev.writePiece(p.key, off, p.data); err != nil {
 		return err
+	}
+	if off >= 0 && p.key.group >= t.f.w.diskGroups {
+		s := t.f.w.state(p.key.group)
+		s.pieces = max(s.pieces, p.key.n+1)
 	}
 	p.dirty = false
 	return nil

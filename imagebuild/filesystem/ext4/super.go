@@ -452,12 +452,6 @@ func (f *FS) descFlag(g uint32, flag uint16) bool {
 // itableUsed is how many inodes from the start of group g's table may be in use; the rest of the table may hold garbage.
 func (f *FS) itableUsed(g uint32) uint32 {
 	if !f.groupCsum {
-		if f.w != nil && g >= f.w.diskGroups {
-			if s := f.w.touched[g]; s != nil {
-				return s.top
-			}
-			return 0
-		}
 		return f.ipg
 	}
 	if f.descFlag(g, bgInodeUninit) {
