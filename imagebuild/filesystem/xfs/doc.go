@@ -3,7 +3,7 @@
 // Open reads any version 5 filesystem (crc=1): folders and attributes in every form, extents as list and as tree,
 // inline and remote symlinks. OpenWriter adds to, replaces in, and removes from one that was cleanly unmounted.
 // The filesystem is any io.ReaderAt (and io.WriterAt) that starts with the superblock: a partition of an image, a
-// block device, a qcow2 reader.
+// block device, a qcow2 reader. Format makes a new one.
 //
 // # Writing
 //
@@ -36,8 +36,20 @@
 // # Space
 //
 // What the kernel keeps for itself (per-group reservations, free lists, the reserve pool) is never taken, so that a
-// mount and xfs_growfs work afterwards. When space runs out, the Writer goes on counting, and Commit returns a
-// NoSpaceError with the whole need; Options.CountOnly counts from the start.
+// mount and xfs_growfs work afterwards. When space runs out and Options.Grow has no more, the Writer goes on counting, and
+// Commit returns a NoSpaceError with the whole need; Options.CountOnly counts from the start.
+//
+// # Growth
+//
+// Writer.Grow, and Options.Grow when space runs out, make the filesystem fill a larger device, as xfs_growfs would: the
+// last allocation group is extended, new ones follow, the superblock's copies in all groups get the new geometry, and
+// a tail shorter than 64 blocks stays unused. The log, UUIDs, label and features stay. All of it is written by
+// Commit. A new group costs nothing in memory but a pointer until something is put into it; on the disk it has headers
+// and one root for each tree, 24 KiB with blocks of 4 KiB, and what the kernel writes there is the same to the byte.
+// The size of a group was fixed by mkfs.xfs, so a small filesystem that grows far comes to many groups: 320 MiB to 2
+// TiB are 26,000. The kernel does not mind, but xfs_repair is slow then.
+//
+// Format makes a new, empty filesystem, of at least MinFormat bytes.
 //
 // # What is refused
 //

@@ -212,15 +212,28 @@ func attack(m *sparseMem) {
 	walk(".", 0)
 	f.Check(context.Background(), func(error) {})
 
-	attackWriter(m, false, false)
-	attackWriter(m, true, true)
+	attackWriter(m, false, false, false)
+	attackWriter(m, true, true, false)
+	attackWriter(m, false, false, true)
+	attackWriter(m, true, false, true)
 }
 
-func attackWriter(m *sparseMem, count, parent bool) {
+func attackWriter(m *sparseMem, count, parent, grow bool) {
 	c := m.clone()
-	w, err := openWriterWith(c, c.size, Options{Now: now, CountOnly: count}, true)
+	o := Options{Now: now, CountOnly: count}
+	if grow {
+		o.Grow = func(need int64) (int64, error) {
+			c.size = max(c.size, min(need+1<<20, m.size+64<<20))
+			return c.size, nil
+		}
+	}
+	w, err := openWriterWith(c, c.size, o, true)
 	if err != nil {
 		return
+	}
+	if grow {
+		c.size += 40 << 20
+		w.Grow(c.size)
 	}
 	if parent {
 		w.sb.inc |= incParent // so that links rewrite attributes

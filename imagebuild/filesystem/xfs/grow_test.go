@@ -8,6 +8,7 @@ import (
 
 	"math/rand"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -501,5 +502,85 @@ func TestGrowFar(t *testing.T) {
 			sameTree(t, "far", got, want)
 		})
 		os.Remove(img)
+	}
+}
+
+// TestRandomGrow: random filesystems, sizes, operations, growth in between and in flight, the kernel's own changes and
+// growth after ours.
+func TestRandomGrow(t *testing.T) {
+	needKernel(t)
+	s := seed(t, "random growth")
+	n, rounds, steps := 3, 3, 150
+	if os.Getenv("NODEBAKE_SOAK") != "" {
+		n, rounds, steps = 60, 8, 400
+	}
+	rng := rand.New(rand.NewSource(s))
+	for i := 0; i < n; i++ {
+		f := randomForm(rng)
+		f.size = 310 + rng.Int63n(300)
+		if strings.Contains(f.args, "size=65536") {
+			f.size += 600
+		}
+		ours := rng.Intn(4) == 0
+		t.Run(fmt.Sprint(i), func(t *testing.T) {
+			t.Parallel()
+			rng := rand.New(rand.NewSource(s + int64(i)))
+			var img string
+			reflink := true
+			size := f.size << 20
+			if ours {
+				t.Logf("%d MiB by Format", f.size)
+				img, _ = formatted(t, size)
+			} else {
+				t.Logf("%d MiB, %s", f.size, f.args)
+				probe := filepath.Join(t.TempDir(), "probe")
+				os.WriteFile(probe, nil, 0600)
+				os.Truncate(probe, size)
+				if out, err := exec.Command("mkfs.xfs", append(strings.Fields("-q -N "+f.args), probe)...).CombinedOutput(); err != nil {
+					first, _, _ := strings.Cut(string(out), "\n")
+					t.Skip(first)
+				}
+				img = mkfs(t, size, strings.Fields(f.args)...)
+				reflink = !strings.Contains(f.args, "reflink=0")
+			}
+			m := &model{rng: rng, files: tree{}}
+			mounted(t, img, "rw", func(dir string) {
+				if rng.Intn(2) == 0 { // nearly full
+					fillUp(t, dir, 4<<20+rng.Int63n(40<<20))
+				}
+				m.files = kernelTree(t, dir)
+			})
+			for r := 0; r < rounds; r++ {
+				w, g := growingWriter(t, img, []int64{0, 4096, 1 << 20, 77 << 20, 1 << 30}[rng.Intn(5)], 0)
+				for j := 0; j < steps; j++ {
+					m.step(t, w)
+					if rng.Intn(steps/3) == 0 {
+						to := w.Size() + rng.Int63n(1<<uint(12+rng.Intn(18)))
+						if st, _ := g.Stat(); st.Size() < to {
+							g.Truncate(to)
+						}
+						if err := w.Grow(to); err != nil {
+							t.Fatal(err)
+						}
+					}
+				}
+				commit(t, w)
+				repairClean(t, img)
+				if st, _ := g.Stat(); st.Size()%4096 != 0 { // a loop device has whole sectors
+					g.Truncate(st.Size() &^ 4095)
+				}
+				mounted(t, img, "rw", func(dir string) {
+					got := kernelTree(t, dir)
+					sameTree(t, fmt.Sprintf("round %d", r), got, want0(m.files, got))
+					if rng.Intn(2) == 0 {
+						m.kernelSteps(t, dir, 40, reflink)
+					}
+				})
+				if rng.Intn(3) == 0 {
+					kernelGrow(t, img, w.Size()+rng.Int63n(300<<20)&^4095)
+				}
+				repairClean(t, img)
+			}
+		})
 	}
 }
