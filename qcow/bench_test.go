@@ -191,20 +191,25 @@ func BenchmarkWrite(b *testing.B) {
 	}
 }
 
-func BenchmarkDeflate(b *testing.B) {
-	raw, _ := benchDisk(b)
+func BenchmarkDeflate(b *testing.B) { benchLevels(b, 9, deflate) }
+
+func BenchmarkZstd(b *testing.B) { benchLevels(b, 22, zstdCompress) }
+
+func benchLevels(b *testing.B, levels int, compress func(dst, src []byte, level int) []byte) {
+	raw, size := benchDisk(b)
 	f, err := os.Open(raw)
 	if err != nil {
 		b.Fatal(err)
 	}
 	defer f.Close()
 	data := make([]byte, 16<<20)
+	step := size / 2 / int64(len(data)>>16) &^ 65535
 	for at := 0; at < len(data); at += 65536 {
-		if _, err := f.ReadAt(data[at:at+65536], int64(at)*8); err != nil {
+		if _, err := f.ReadAt(data[at:at+65536], int64(at>>16)*step); err != nil {
 			b.Fatal(err)
 		}
 	}
-	for level := 1; level <= 9; level++ {
+	for level := 1; level <= levels; level++ {
 		b.Run(fmt.Sprint(level), func(b *testing.B) {
 			b.SetBytes(int64(len(data)))
 			var out []byte
@@ -212,7 +217,7 @@ func BenchmarkDeflate(b *testing.B) {
 			for b.Loop() {
 				n = 0
 				for at := 0; at < len(data); at += 65536 {
-					out = deflate(out[:0], data[at:at+65536], level)
+					out = compress(out[:0], data[at:at+65536], level)
 					n += min(len(out), 65536)
 				}
 			}

@@ -118,8 +118,7 @@ func zstdFrame(b []byte) (int, error) {
 type encoder struct {
 	typ   uint8
 	limit int // a blob of this many bytes or more gains nothing
-	level int // of zlib
-	zstd  *zstd.Encoder
+	level int
 }
 
 func newEncoder(name string, level int, clusterSize int64) (*encoder, error) {
@@ -140,14 +139,8 @@ func newEncoder(name string, level int, clusterSize int64) (*encoder, error) {
 		if level < 0 || level > 22 {
 			return nil, fmt.Errorf("qcow: zstd level %d (1 to 22)", level)
 		}
-		if level == 0 {
-			level = 3
-		}
-		var err error
-		e.zstd, err = zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.EncoderLevelFromZstd(level)), zstd.WithEncoderCRC(false),
-			zstd.WithWindowSize(max(int(clusterSize), zstd.MinWindowSize)), zstd.WithLowerEncoderMem(true))
-		if err != nil {
-			return nil, err
+		if e.level = level; level == 0 {
+			e.level = 3
 		}
 	default:
 		return nil, fmt.Errorf("qcow: compression %q (zlib and zstd are known)", name)
@@ -158,7 +151,7 @@ func newEncoder(name string, level int, clusterSize int64) (*encoder, error) {
 // compress returns the compressed cluster, in dst's memory if that suffices (dst has no length); nil if compressing gains nothing.
 func (e *encoder) compress(dst, cluster []byte) ([]byte, error) {
 	if e.typ == compressionZstd {
-		dst = e.zstd.EncodeAll(cluster, dst)
+		dst = zstdCompress(dst, cluster, e.level)
 	} else {
 		dst = deflate(dst, cluster, e.level)
 	}

@@ -5,6 +5,7 @@ import (
 	"compress/flate"
 	"encoding/binary"
 	"io"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"testing"
@@ -212,6 +213,33 @@ func FuzzDeflate(f *testing.F) {
 		}
 		if err := inflate(got, z); err != nil || !bytes.Equal(got, b) {
 			t.Fatalf("our own reader: %v", err)
+		}
+	})
+}
+
+// FuzzZstdCompress packs and unpacks, with the library's decoder.
+func FuzzZstdCompress(f *testing.F) {
+	f.Add([]byte("abcabcabcabcabcabc, and so on, and so on"), uint8(3), uint8(30), uint32(0))
+	f.Add([]byte("abcabcabcabcabcabc, and so on, and so on"), uint8(9), uint8(200), uint32(40000))
+	f.Fuzz(func(t *testing.T, b []byte, level, repeat uint8, noise uint32) {
+		b = bytes.Repeat(b, int(repeat)+1)
+		// Incompressible bytes in the middle make plain blocks between others.
+		n := len(b) / 2
+		r := rand.New(rand.NewPCG(uint64(noise), 1))
+		for range noise % 100000 {
+			b = append(b, byte(r.Uint32()))
+		}
+		b = append(b, b[:n]...)
+		if len(b) > 1<<19 {
+			return
+		}
+		z := zstdCompress(nil, b, int(level)%22+1)
+		got := make([]byte, len(b))
+		if err := unzstd(got, z); err != nil || !bytes.Equal(got, b) {
+			t.Fatalf("level %d, %d bytes: %v", int(level)%22+1, len(b), err)
+		}
+		if n, err := zstdFrame(z); err != nil || n != len(z) {
+			t.Fatalf("the frame has %d bytes of %d: %v", n, len(z), err)
 		}
 	})
 }
