@@ -138,6 +138,13 @@ func TestPolicies(t *testing.T) {
 			t.Fatal(err)
 		}
 		g := groups[0]
+		free := int64(3 + 6)
+		if strings.HasPrefix(c.name, "not allocatable") {
+			free = 6
+		}
+		if g.Free() != free<<20 {
+			t.Errorf("%s: %d bytes free", c.name, g.Free())
+		}
 		got := ""
 		if err := g.GrowVolume("root", c.extents<<20); err != nil {
 			if !errors.Is(err, ErrNoSpace) || g.Changed() {
@@ -158,6 +165,33 @@ func TestPolicies(t *testing.T) {
 		if got != c.want {
 			t.Errorf("%s: %s, not %s", c.name, got, c.want)
 		}
+	}
+}
+
+// TestPlace has the ends of the ring, as LVM's _next_rlocn_offset has them.
+func TestPlace(t *testing.T) {
+	for _, c := range []struct{ size, at, text, next, want int64 }{
+		{16384, 0, 0, 1000, 512},          // an empty area
+		{16384, 512, 1000, 1000, 1536},    // the next sector
+		{16384, 512, 1024, 1000, 1536},    // the text ends with its sector
+		{16384, 512, 1025, 1000, 2048},    //
+		{16384, 14336, 1500, 1000, 15872}, // the last sector, from where it wraps
+		{16384, 14336, 1600, 1000, 512},   // the last sector is taken
+		{16384, 14336, 2048, 1000, 512},   // to the last byte
+		{16384, 14336, 2049, 1000, 1024},  // the text before wraps by a byte
+		{16384, 14336, 2560, 1000, 1024},
+		{16600, 15360, 1000, 1000, 512}, // no whole sector before the end
+		{16384, 4096, 8000, 5000, 12288},
+		{16384, 4096, 1000, 7424, 5120}, // as large as may be
+		{16384, 4096, 1000, 7425, -1},
+		{16384, 4096, 12000, 7000, -1}, // over the old one
+	} {
+		m := &mda{area: area{4096, c.size}, text: area{c.at, c.text}}
+		got, err := m.place(c.next)
+		if c.want < 0 && errors.Is(err, ErrNoSpace) || err == nil && got == (area{c.want, c.next}) {
+			continue
+		}
+		t.Errorf("%v: %v, %v", c, got, err)
 	}
 }
 

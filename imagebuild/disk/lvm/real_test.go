@@ -42,6 +42,25 @@ func (l *lab) truncate(pv int, size int64) {
 	}
 }
 
+// areas tells of the metadata areas where they are and whether they have a text, and gives the headers of ignored ones.
+func (l *lab) areas() (list string, ignored map[string]string) {
+	l.Helper()
+	ignored = map[string]string{}
+	for i, pv := range l.pvs() {
+		d, err := readDevice(pv, i)
+		if err != nil {
+			l.Fatal(err)
+		}
+		for _, m := range d.mdas {
+			list += fmt.Sprintln(i, m.area, m.ignored, m.text.size > 0, m.damaged)
+			if m.ignored {
+				ignored[fmt.Sprint(i, m.offset)] = string(m.header)
+			}
+		}
+	}
+	return list, ignored
+}
+
 const (
 	pvFields  = "pv_uuid,pv_fmt,dev_size,pe_start,pv_size,pv_free,pv_used,pv_attr,pv_pe_count,pv_pe_alloc_count,pv_tags,pv_mda_count,pv_mda_used_count,pv_mda_size,pv_ba_start,pv_ba_size,pv_in_use,pv_ext_vsn"
 	vgFields  = "vg_uuid,vg_name,vg_attr,vg_size,vg_free,vg_extent_size,vg_extent_count,vg_free_count,pv_count,lv_count,vg_tags,vg_mda_count,vg_mda_used_count,vg_systemid,vg_lock_type,vg_allocation_policy"
@@ -130,21 +149,21 @@ func TestGrowAsLVMDoes(t *testing.T) {
 		sizes []int64
 		setup string
 		// ours and real do the same.
-		ours     func(*Group) error
-		resize   map[int]int64
-		real     string
-		volume   string
-		apart    bool // the real tool may choose other extents
-		lastOnly bool
+		ours   func(*Group) error
+		resize map[int]int64
+		real   string
+		volume string
+		apart  bool // the real tool may choose other extents
+		once   bool // the real tool writes once, as we do
 	}{
 		{name: "one volume", sizes: []int64{100 * mib}, setup: "pvcreate PV0\nvgcreate vg PV0\nlvcreate -an -Zn -Wn -n root -l 10 vg",
-			ours: func(g *Group) error { return g.GrowVolume("root", 60*mib) }, real: "lvextend -l 15 vg/root", volume: "root", lastOnly: true},
+			ours: func(g *Group) error { return g.GrowVolume("root", 60*mib) }, real: "lvextend -l 15 vg/root", volume: "root", once: true},
 		{name: "rest of the group", sizes: []int64{100 * mib}, setup: "pvcreate PV0\nvgcreate -s 1m vg PV0\nlvcreate -an -Zn -Wn -n root -l 10 vg",
-			ours: func(g *Group) error { return g.GrowVolume("root", g.Volumes[0].Size+g.Free()) }, real: "lvextend -l +100%FREE vg/root", volume: "root", lastOnly: true},
+			ours: func(g *Group) error { return g.GrowVolume("root", g.Volumes[0].Size+g.Free()) }, real: "lvextend -l +100%FREE vg/root", volume: "root", once: true},
 		{name: "device grows", sizes: []int64{100 * mib}, setup: "pvcreate PV0\nvgcreate vg PV0\nlvcreate -an -Zn -Wn -n root -l 100%FREE vg", resize: map[int]int64{0: 1000*mib + 512*77},
 			ours: func(g *Group) error { return g.GrowVolume("root", 900*mib) }, real: "lvextend -L 900m vg/root", volume: "root"},
 		{name: "behind another volume", sizes: []int64{100 * mib}, setup: "pvcreate PV0\nvgcreate -s 1m --addtag t1 vg-a PV0\nlvcreate -an -Zn -Wn --addtag x -n ro-ot -l 10 vg-a\nlvcreate -an -Zn -Wn -n swap -l 10 vg-a",
-			ours: func(g *Group) error { return g.GrowVolume("ro-ot", 30*mib) }, real: "lvextend -l 30 vg-a/ro-ot", volume: "ro-ot", lastOnly: true},
+			ours: func(g *Group) error { return g.GrowVolume("ro-ot", 30*mib) }, real: "lvextend -l 30 vg-a/ro-ot", volume: "ro-ot", once: true},
 		{name: "two areas", sizes: []int64{100 * mib}, setup: "pvcreate --metadatacopies 2 PV0\nvgcreate -s 1m vg PV0\nlvcreate -an -Zn -Wn -n root -l 10 vg", resize: map[int]int64{0: 130*mib + 512*3},
 			ours: func(g *Group) error { return g.GrowVolume("root", 110*mib) }, real: "lvextend -l 110 vg/root", volume: "root"},
 		{name: "two small areas, little growth", sizes: []int64{100*mib + 512*99}, setup: "pvcreate --metadatacopies 2 --metadatasize 300k --dataalignment 256k PV0\nvgcreate -s 128k vg PV0\nlvcreate -an -Zn -Wn -n root -l 10 vg", resize: map[int]int64{0: 100*mib + 512*399},
@@ -171,6 +190,7 @@ func TestGrowAsLVMDoes(t *testing.T) {
 			l := newLab(t, c.sizes...)
 			l.lvm(c.setup)
 			r := l.copy()
+			_, ignored := l.areas()
 			g := l.group()
 			before := g.src
 			for pv, size := range c.resize {
@@ -196,11 +216,22 @@ func TestGrowAsLVMDoes(t *testing.T) {
 				t.Errorf("LVM made\n%s\nand we\n%s", want, got)
 			}
 			again := l.group()
-			after, err := again.Segments(c.volume)
-			if err != nil || !slices.Equal(told, after) {
-				t.Errorf("segments were %v and read as %v (%v)", told, after, err)
+			read, err := again.Segments(c.volume)
+			if err != nil || !slices.Equal(told, read) {
+				t.Errorf("segments were %v and read as %v (%v)", told, read, err)
 			}
-			if c.lastOnly {
+			// The same areas at the same places, and nothing new in those that are ignored.
+			ours, after := l.areas()
+			theirs, _ := r.areas()
+			for at, h := range after {
+				if old, ok := ignored[at]; ok && h != old || !ok && le.Uint64([]byte(h)[mdaLocns+rawSize:]) != 0 {
+					t.Errorf("ignored metadata area %s was written to", at)
+				}
+			}
+			if ours != theirs {
+				t.Errorf("metadata areas %s, LVM's are %s", ours, theirs)
+			}
+			if c.once {
 				ours, theirs := l.group().parts[0].dev.mdas[0], r.group().parts[0].dev.mdas[0]
 				if ours.text.offset != theirs.text.offset {
 					t.Errorf("our text is at %d, LVM's at %d", ours.text.offset, theirs.text.offset)
@@ -422,5 +453,76 @@ func (l *lab) checkSegments(g *Group) {
 	slices.Sort(got)
 	if !slices.Equal(want, got) {
 		l.Fatalf("LVM maps\n%s\nwe\n%s", strings.Join(want, "\n"), strings.Join(got, "\n"))
+	}
+}
+
+// TestStates opens groups in the states that the real tools bring them into.
+func TestStates(t *testing.T) {
+	const mib = 1 << 20
+	l := newLab(t, 40*mib, 40*mib, 40*mib, 40*mib)
+	l.lvm(`pvcreate --labelsector 3 PV0
+pvcreate PV1 PV2 PV3
+vgcreate -s 1m one PV0 PV1
+vgcreate -s 1m two PV2
+lvcreate -an -Zn -Wn -n root -l 50 one
+lvcreate -an -Zn -Wn -n swap -l 5 two`)
+	open := func(pvs []PV) map[string]*Group {
+		t.Helper()
+		groups, err := Open(pvs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := map[string]*Group{}
+		for _, g := range groups {
+			m[g.Name] = g
+		}
+		return m
+	}
+	m := open(l.pvs())
+	if len(m) != 2 || !slices.Equal(m["one"].PVs, []int{0, 1}) || !slices.Equal(m["two"].PVs, []int{2}) {
+		t.Fatal(m)
+	}
+	// Devices in another order, and one too few.
+	pvs := l.pvs()
+	m = open([]PV{pvs[1], pvs[2], pvs[0]})
+	if s, err := m["one"].Segments("root"); err != nil || !slices.Equal(m["one"].PVs, []int{2, 0}) || s[0].PV != 2 || s[1].PV != 0 {
+		t.Error(s, err)
+	}
+	m = open(pvs[1:])
+	if _, err := m["one"].Segments("root"); !errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), "lacks the physical volume") {
+		t.Error(err)
+	}
+	if _, err := m["two"].Segments("swap"); err != nil {
+		t.Error(err)
+	}
+	// One of the copies is old: it is passed over when reading, and brought up to date when writing.
+	old := l.copy()
+	l.lvm("lvextend -l 60 one/root\nvgrename one other\nvgchange --addtag later other")
+	if err := os.Rename(old.files[1], l.files[1]); err != nil {
+		t.Fatal(err)
+	}
+	m = open(l.pvs())
+	g := m["other"]
+	if g == nil || len(m) != 2 || g.Volumes[0].Size != 60*mib {
+		t.Fatal(m)
+	}
+	if err := g.GrowVolume("root", 70*mib); err != nil {
+		t.Fatal(err)
+	}
+	l.write(g)
+	out := l.lvm("vgck\nlvs --noheadings -o lv_size other")
+	if strings.Contains(out, "WARNING") || !strings.Contains(out, "70.00m") {
+		t.Error(out)
+	}
+	// Out of one group, into the other; exported.
+	l.lvm("vgexport two")
+	m = open(l.pvs())
+	if _, err := m["two"].Segments("swap"); !errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), "is exported") || m["two"].Err == nil {
+		t.Error(err)
+	}
+	l.lvm("vgimport two\nvgextend two PV3\nvgmerge other two")
+	m = open(l.pvs())
+	if len(m) != 1 || !slices.Equal(m["other"].PVs, []int{0, 1, 2, 3}) {
+		t.Error(m)
 	}
 }
