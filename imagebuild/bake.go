@@ -464,6 +464,10 @@ func (b *bake) write(ctx context.Context, dev disk.Device, count bool) error {
 			return err
 		}
 	}
+	// The report and the last check want the store's volume, and it may have to grow, even if all is there already.
+	if err := tree.OpenWriter(root.Tree.Volume(b.storeRoot)); err != nil {
+		return b.explain(err)
+	}
 	store, err := storeseed.OpenStore(in, storeseed.Options{Root: b.storeRoot, Now: b.report.Epoch, Log: b.Log})
 	if err != nil {
 		return err
@@ -500,9 +504,8 @@ func (b *bake) write(ctx context.Context, dev disk.Device, count bool) error {
 		return err
 	}
 	err = tree.Commit(ctx)
-	if v := b.storeVolume(); v != nil {
-		b.report.Space, b.report.StoreVolume = v.Space(), v.Partition()
-	}
+	v := b.storeVolume()
+	b.report.Space, b.report.StoreVolume = v.Space(), v.Partition()
 	b.report.Size = dev.Size()
 	if err != nil {
 		return b.explain(err)
@@ -521,7 +524,7 @@ func (b *bake) fills(v osroot.Volume) bool {
 	return !b.Size.auto() && b.partition == nil && v.At == b.base.Root.VolumeOf(b.storeRoot).At
 }
 
-// storeVolume is the volume that the store was written to; nil before.
+// storeVolume is the volume that the store is written to; nil until it is opened.
 func (b *bake) storeVolume() *openedVolume {
 	if b.partition != nil {
 		return b.room.opened[b.storeRoot]

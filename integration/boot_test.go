@@ -162,3 +162,47 @@ done`, images["hello"].name)).killAt(t, "WRITING 2")
 		compareStore(t, mnt+defaultStore, images[i])
 	}
 }
+
+// TestBootGrown starts a disk whose root a bake has made larger, whose partition then grew once more, and which has a
+// second store on a partition of its own: the machine's kernel grows the root while it is mounted, systemd mounts the
+// partition, and podman uses both stores.
+func TestBootGrown(t *testing.T) {
+	requires(t, "root", "qemu-system-x86_64", "qemu-img", "growpart", "xfs_repair", "e2fsck")
+	n, images := theNode(t), testImages(t)
+	dir := tempDir(t)
+	baked(t, "--base", n.out, "--image", images["exact"].oci(), "--output", dir+"/grown.raw", "--size", "+1G", "--quiet")
+	info, err := os.Stat(dir + "/grown.raw")
+	check(t, err)
+	check(t, os.Truncate(dir+"/grown.raw", info.Size()+600*mib))
+	run(t, "growpart", dir+"/grown.raw", fmt.Sprint(nodeRoot))
+	disk := dir + "/disk.qcow2"
+	baked(t, "--base", dir+"/grown.raw", "--image", images["quirks"].oci(), "--output", disk, "--store", "/var/more", "--store-partition=xfs", "--quiet")
+	console := startMachine(t, n.nodeDisk, disk, useStore(images)+fmt.Sprintf(`
+podman images --format 'MORE {{.Repository}}:{{.Tag}} {{.ReadOnly}}' %s
+echo "MOUNT $(findmnt -no FSTYPE,OPTIONS /var/more)"
+echo "UNIT $(systemctl is-active var-more.mount) $(systemctl show -p Before --value var-more.mount)"
+/lib/systemd/systemd-growfs / && echo "ROOT $(findmnt -bno SIZE /)"
+umount /var/more
+`, images["quirks"].name)).wait(t)
+	storeUsed(t, console, images)
+	for _, want := range []string{`MORE localhost/nodebake/quirks:1 true\n`, `MOUNT xfs +ro,`, `UNIT active .*crio\.service`, `ROOT [0-9]{10}`} {
+		if !regexp.MustCompile(want).MatchString(console) {
+			t.Errorf("the console does not say %q", want)
+		}
+	}
+	if t.Failed() {
+		t.Fatalf("console:\n%s", clip(console))
+	}
+	raw := rawOf(t, dir, disk)
+	fsck(t, raw, nodeRoot)
+	var blocks int64
+	for _, line := range strings.Split(run(t, "dumpe2fs", "-h", fmt.Sprintf("%s?offset=%d", raw, area(t, raw, nodeRoot).start)), "\n") {
+		fmt.Sscanf(line, "Block count: %d", &blocks)
+	}
+	if size := area(t, raw, nodeRoot).size; size-blocks*4096 > 128*mib {
+		t.Errorf("systemd-growfs left %d blocks in a partition of %d bytes", blocks, size)
+	}
+	if o := nodebake(t, "verify", raw); o.code != exitDone {
+		t.Errorf("%s", o)
+	}
+}

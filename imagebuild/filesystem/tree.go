@@ -88,6 +88,12 @@ func (t *Tree) writer(name string) (Writer, string, error) {
 	return w, rest, nil
 }
 
+// OpenWriter opens the filesystem at a folder for changes now, and not when the first change reaches it.
+func (t *Tree) OpenWriter(at string) error {
+	_, _, err := t.writer(at)
+	return err
+}
+
 // Stat implements Reader.
 func (t *Tree) Stat(name string) (*tar.Header, error) {
 	r, rest := t.reader(name)
