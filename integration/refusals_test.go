@@ -65,6 +65,16 @@ func TestDisksRefused(t *testing.T) {
 				run(t, "pvcreate", "-q", "-f", "--config", "devices{use_devicesfile=0}", loop)
 			}))
 		}, []string{"lvm"}, nil},
+		{"lvm, striped", exitUnsupported, func(t *testing.T, disk string) {
+			gpt(t, disk, special(200*mib, typeLVM, func(t testing.TB, file string, size int64, _ string) {
+				blank(t, file, size)
+				dev := attach(t, file, 0)
+				l := newLVM(t, dev)
+				l.run("vgcreate", "-q", "-y", "-s", "4m", "rl", dev)
+				l.run("lvcreate", "-q", "-an", "-y", "-Wn", "-Zn", "-L", "64m", "-i", "2", "--alloc", "anywhere", "-n", "root", "rl")
+				detach(t, dev)
+			}))
+		}, []string{"rl/root", "striped"}, nil},
 		{"luks", exitUnsupported, func(t *testing.T, disk string) {
 			gpt(t, disk, special(64*mib, typeRootAMD64, func(t testing.TB, file string, size int64, _ string) {
 				blank(t, file, size)

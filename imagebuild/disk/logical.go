@@ -29,7 +29,8 @@ func (p Partition) runs() []run {
 }
 
 // Refused is why the partition cannot be read although it is no broken one: it is a logical volume, or a physical one,
-// of a kind that is not handled. The error matches ErrUnsupported.
+// of a kind that is not handled. The error matches ErrUnsupported or lvm.ErrUnsupported, or says what is wrong with LVM's
+// metadata.
 func (p Partition) Refused() error {
 	if p.lv != nil {
 		return p.lv.refused
@@ -58,8 +59,12 @@ func (d *Disk) readVolumes() error {
 			d.Volumes = append(d.Volumes, p)
 			continue
 		}
+		used := false
 		for _, g := range groups {
-			if first := slices.IndexFunc(g.PVs, func(pv int) bool { return pv >= 0 }); first < 0 || parts[g.PVs[first]].Number != p.Number {
+			on := slices.IndexFunc(g.PVs, func(pv int) bool { return pv >= 0 && parts[pv].Number == p.Number })
+			used = used || on >= 0
+			// A group of several physical volumes is listed once, at its first.
+			if on < 0 || slices.ContainsFunc(g.PVs[:on], func(pv int) bool { return pv >= 0 }) {
 				continue
 			}
 			for _, v := range g.Volumes {
@@ -73,6 +78,10 @@ func (d *Disk) readVolumes() error {
 				d.Volumes = append(d.Volumes, lp)
 			}
 		}
+		if !used {
+			p.lv = &logical{refused: fmt.Errorf("%w: an LVM physical volume without a volume group", ErrUnsupported)}
+			d.Volumes = append(d.Volumes, p)
+		}
 	}
 	return nil
 }
@@ -81,7 +90,7 @@ func (d *Disk) logicalVolume(g *lvm.Group, v lvm.Volume, on Partition, parts []P
 	p := Partition{Number: on.Number, Start: on.Start, Size: v.Size, LV: path.Join(g.Name, v.Name), lv: &logical{name: v.Name, paths: v.Paths()}}
 	var err error
 	if p.lv.runs, err = runsOf(g, v.Name, parts); err != nil {
-		p.lv.refused = fmt.Errorf("%w: %w", ErrUnsupported, err)
+		p.lv.refused = err
 		return p, nil
 	}
 	probed, err := filesystem.Probe(d.Section(p), p.Size)

@@ -202,7 +202,7 @@ func unwritable(p disk.Partition) error {
 	case filesystem.Ext4, filesystem.XFS:
 		return nil
 	case filesystem.Btrfs:
-		return fmt.Errorf("%w: it holds btrfs; nodebake writes ext4 and XFS alone, and there is no storage.conf that it could edit on another partition", disk.ErrUnsupported)
+		return fmt.Errorf("%w: it holds btrfs, and nodebake writes ext4 and XFS alone; a store on another partition would not help, since storage.conf is on the root", disk.ErrUnsupported)
 	case filesystem.LUKS:
 		return fmt.Errorf("%w: it is encrypted (LUKS), and nothing can be written without its key; bake before it is encrypted", disk.ErrUnsupported)
 	case filesystem.RAID:
