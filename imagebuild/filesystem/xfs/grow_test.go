@@ -1,6 +1,7 @@
 package xfs
 
 import (
+	"archive/tar"
 	"bytes"
 	"context"
 	"errors"
@@ -402,6 +403,48 @@ func TestGrowIsCounted(t *testing.T) {
 	}
 }
 
+// TestGrowInCommit runs out of space when Commit lays out folders, attributes and extent trees.
+func TestGrowInCommit(t *testing.T) {
+	needKernel(t)
+	for _, refuse := range []bool{false, true} {
+		img := mkfs(t, 320<<20, "-m", "rmapbt=1")
+		w, g := growingWriter(t, img, 0, 0)
+		mustAdd(t, w, &tar.Header{Name: "d", Typeflag: tar.TypeDir, Mode: 0755, PAXRecords: map[string]string{xattrPrefix + "user.big": strings.Repeat("v", 60000)}}, nil)
+		mustAdd(t, w, file("f", 0), nil)
+		for i := 0; i < 20000; i++ {
+			mustAdd(t, w, &tar.Header{Name: fmt.Sprintf("d/%d-%s", i, strings.Repeat("n", 100)), Typeflag: tar.TypeLink, Linkname: "f"}, nil)
+		}
+		s := w.Space()
+		left := (s.FreeBlocks - w.used) * s.BlockSize
+		if err := w.Add(file("ballast", left), &pattern{left}); err != nil {
+			t.Fatal(err)
+		}
+		if len(g.asked) != 0 {
+			t.Fatal("asked before Commit: the test does not test what it should")
+		}
+		broke := errors.New("no money")
+		if refuse {
+			w.o.Grow = func(int64) (int64, error) { return 0, broke }
+		}
+		err := w.Commit(context.Background())
+		if refuse {
+			if again := w.Commit(context.Background()); !errors.Is(err, broke) || !errors.Is(again, broke) {
+				t.Errorf("%v, then %v", err, again)
+			}
+			continue
+		}
+		if err != nil || len(g.asked) == 0 {
+			t.Fatalf("%v, asked %v", err, g.asked)
+		}
+		repairClean(t, img)
+		mounted(t, img, "rw", func(dir string) {
+			if e, err := os.ReadDir(filepath.Join(dir, "d")); err != nil || len(e) != 20000 {
+				t.Errorf("%d, %v", len(e), err)
+			}
+		})
+	}
+}
+
 func TestGrowErrors(t *testing.T) {
 	needRepair(t)
 	img := mkfs(t, 320<<20, "--unsupported", "-d", "agcount=18", "-l", "size=10m")
@@ -474,7 +517,7 @@ func TestGrowFar(t *testing.T) {
 	}
 	all := []far{{"-m rmapbt=1", 8 << 30, 2 << 40, true}, {"--unsupported -d agcount=18 -l size=10m", 320 << 20, 200 << 30, false}}
 	if os.Getenv("NODEBAKE_SOAK") != "" {
-		all = append(all, far{"--unsupported -d agcount=18 -l size=10m -m rmapbt=1", 320 << 20, 2 << 40, false}, far{"-b size=1024 -m rmapbt=1", 3 << 30, 1 << 40, true},
+		all = append(all, far{"--unsupported -d agcount=18 -l size=13m -m rmapbt=1", 320 << 20, 2 << 40, false}, far{"-b size=1024 -m rmapbt=1", 3 << 30, 1 << 40, true},
 			far{"-s size=4096", 2 << 30, 2 << 40, true}, far{"--unsupported -d agcount=1", 320 << 20, 2 << 40, false}, far{"-b size=65536", 1 << 30, 8 << 40, false})
 	}
 	for _, c := range all {
