@@ -9,9 +9,9 @@ TAGS := containers_image_openpgp exclude_graphdriver_btrfs exclude_graphdriver_z
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 GO := go
 BUILD := $(GO) build -trimpath -tags "$(TAGS)" -ldflags "-s -w -X main.version=$(VERSION)"
-PACKAGES := attr btrfs-progs buildah ca-certificates crun cryptsetup-bin docker-registry dosfstools e2fsprogs fdisk gdisk \
+PACKAGES := attr btrfs-progs buildah ca-certificates cloud-guest-utils crun cryptsetup-bin docker-registry dosfstools e2fsprogs fdisk gdisk \
 	libcap2-bin lvm2 mmdebstrap mount mtools ostree podman policycoreutils qemu-system-x86 qemu-utils selinux-policy-default \
-	selinux-utils skopeo util-linux xfsprogs zstd
+	selinux-utils skopeo systemd util-linux xfsprogs zstd
 
 .PHONY: all build demo test check inputs bench soak fuzz tools clean
 

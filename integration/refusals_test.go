@@ -192,7 +192,7 @@ func TestNoSpace(t *testing.T) {
 			p.size = c.size
 			makeDisk(t, dir+"/base.raw", "gpt", p)
 			before := hashFile(t, dir+"/base.raw")
-			args := []string{"build", "--base", dir + "/base.raw", "--output", dir + "/out.raw"}
+			args := []string{"build", "--base", dir + "/base.raw", "--output", dir + "/out.raw", "--size", "+0"}
 			for _, i := range c.images {
 				args = append(args, "--image", "oci-archive:"+images[i].ociArchive)
 			}

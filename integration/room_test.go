@@ -351,7 +351,7 @@ func TestRoomRefused(t *testing.T) {
 
 // TestStorePartition puts the store on a partition of its own.
 func TestStorePartition(t *testing.T) {
-	requires(t, "root", "sgdisk", "sfdisk", "e2fsck", "xfs_repair")
+	requires(t, "root", "sgdisk", "sfdisk", "e2fsck", "xfs_repair", "blkid", "systemd-escape", "systemd-analyze")
 	images := testImages(t)
 	small := func(more map[string]string) part {
 		p := rootPart(t, more)
@@ -446,6 +446,66 @@ func TestStorePartition(t *testing.T) {
 			tableSound(t, raw)
 			if o := nodebake(t, "verify", raw); o.code != exitDone || !strings.Contains(o.stdout, "4 images") {
 				t.Errorf("%s", o)
+			}
+		})
+	}
+}
+
+// growDisks are disks of 3 GiB with one root each, by what the root is made of.
+func growDisks(t testing.TB, dir string) map[string]string {
+	t.Helper()
+	const size = 3 << 10 * mib
+	disks := map[string]string{}
+	for name, p := range map[string]part{"ext4": rootPart(t, nil), "xfs": xfsPart(t, nil), "lvm": {kind: typeLVM, make: lvm(xfs(), 0), files: rootFiles(t, nil)}} {
+		p.size = size
+		disks[name] = filepath.Join(dir, name+".raw")
+		makeDisk(t, disks[name], "gpt", p)
+	}
+	return disks
+}
+
+// TestRoomCost holds what growth writes of its own against what the same bake writes without it.
+func TestRoomCost(t *testing.T) {
+	requires(t, "root", "sfdisk", "mkfs.xfs", "qemu-img")
+	images := testImages(t)
+	dir := tempDir(t)
+	for name, base := range growDisks(t, dir) {
+		for _, format := range []string{"raw", "qcow2"} {
+			var used [2]int64
+			for i, size := range []string{"+0", "20G"} {
+				out := dir + "/out." + format
+				baked(t, "--base", base, "--image", images["hello"].oci(), "--output", out, "--force", "--quiet", "--size", size)
+				_, err := fmt.Sscan(run(t, "du", "--block-size=1", out), &used[i])
+				check(t, err)
+			}
+			t.Logf("%s, %s: a disk that grew from 3 to 20 GiB takes %.1f MB more", name, format, float64(used[1]-used[0])/1e6)
+			if used[1]-used[0] > 20e6 {
+				t.Errorf("%s, %s: %d bytes more than the disk that did not grow", name, format, used[1]-used[0])
+			}
+		}
+	}
+}
+
+// BenchmarkRoom bakes one small image into disks of 3 GiB, which stay so or grow to 20 GiB.
+func BenchmarkRoom(b *testing.B) {
+	requires(b, "root", "sfdisk", "mkfs.xfs")
+	images := testImages(b)
+	dir := tempDir(b)
+	for name, base := range growDisks(b, dir) {
+		b.Run(name, func(b *testing.B) {
+			for range b.N {
+				var took, used [2][]float64
+				for range 5 {
+					for i, size := range []string{"+0", "20G"} {
+						o := measured(b, productPath(b), "build", "--base", base, "--image", images["hello"].oci(), "--output", dir+"/out.qcow2", "--force", "--quiet", "--size", size)
+						if o.code != exitDone {
+							b.Fatalf("%s", o)
+						}
+						took[i], used[i] = append(took[i], o.took.Seconds()), append(used[i], cpu(o))
+					}
+				}
+				b.Logf("%s: 3 GiB %.2fs (CPU %.2fs), to 20 GiB %.2fs (CPU %.2fs)", name, median(took[0]), median(used[0]), median(took[1]), median(used[1]))
+				b.ReportMetric(median(took[1])-median(took[0]), "s-more")
 			}
 		})
 	}
