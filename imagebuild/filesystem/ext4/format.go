@@ -145,7 +145,7 @@ func journalBlocks(blocks int64) int64 {
 }
 
 func (w *Writer) format(size int64) error {
-	p, err := w.planGrowth(size)
+	p, err := w.planGrowth(size / w.bs)
 	if err != nil {
 		return err
 	}

@@ -231,3 +231,69 @@ func FuzzACL(f *testing.F) {
 		}
 	})
 }
+
+// elastic is a device in memory that can grow a little.
+type elastic struct{ memory }
+
+func (e *elastic) grow(need int64) (int64, error) {
+	if need > 8<<20 {
+		return 0, nil
+	}
+	if n := need - int64(len(e.memory)); n > 0 {
+		e.memory = append(e.memory, bytes.Repeat([]byte{0xA5}, int(n))...)
+	}
+	return need, nil
+}
+
+// FuzzGrow replaces the superblock, the descriptors, the resize inode and its map, and grows what that makes.
+func FuzzGrow(f *testing.F) {
+	m := memory(make([]byte, 1<<20))
+	if err := Format(m, int64(len(m)), formatOptions); err != nil {
+		f.Fatal(err)
+	}
+	fs, err := Open(m, int64(len(m)))
+	if err != nil {
+		f.Fatal(err)
+	}
+	inode := fs.descBlockNo(0, gdInodeTableLo, gdInodeTableHi)*fs.bs + (resizeInode-1)*formatInode
+	double := int64(le.Uint32(m[inode+inBlock+4*(directBlocks+1):])) * fs.bs
+	sb := m[superOffset : superOffset+superSize]
+	le.PutUint32(sb[sbROCompat:], le.Uint32(sb[sbROCompat:])&^roMetadataCsum) // nothing to seal
+	f.Add([]byte(sb), []byte(m[4096:4096+64]), []byte(m[inode:inode+128]), []byte(m[double:double+64]), uint32(7<<20))
+	meta := bytes.Clone(sb)
+	le.PutUint32(meta[sbIncompat:], le.Uint32(meta[sbIncompat:])|incompatMetaBG)
+	le.PutUint32(meta[sbCompat:], le.Uint32(meta[sbCompat:])&^compatResizeInode)
+	f.Add(meta, []byte(m[4096:4096+64]), []byte{}, []byte{}, uint32(6<<20))
+	f.Fuzz(func(t *testing.T, super, descs, raw, block []byte, size uint32) {
+		c := patched(m, superOffset, super[:min(len(super), superSize)])
+		c = patched(c, 4096, descs[:min(len(descs), 4096)])
+		c = patched(c, inode, raw[:min(len(raw), formatInode)])
+		c = patched(c, double, block[:min(len(block), 4096)])
+		for _, count := range []bool{true, false} {
+			e := &elastic{bytes.Clone(c)}
+			w, err := OpenWriter(e, int64(len(c)), Options{Now: testNow, CountOnly: count, Grow: e.grow})
+			if err != nil {
+				return
+			}
+			to := int64(size) % (8 << 20)
+			if count {
+				w.Grow(int64(size) * 4)
+			} else if _, err := e.grow(to); err == nil {
+				w.Grow(to)
+			}
+			w.Add(&tar.Header{Name: "d", Typeflag: tar.TypeDir}, nil)
+			for i := range 60 {
+				w.Add(&tar.Header{Name: "d/" + strings.Repeat("n", i), Typeflag: tar.TypeReg, Size: 50000}, bytes.NewReader(content(1, 50000)))
+			}
+			if n, err := e.grow(w.Size() + 1<<20); err == nil && n > 0 {
+				w.Grow(n)
+			}
+			if w.Commit(context.Background()) != nil || count {
+				continue
+			}
+			if _, err := Open(e, int64(len(e.memory))); err != nil {
+				t.Errorf("what was written is not read: %v", err)
+			}
+		}
+	})
+}

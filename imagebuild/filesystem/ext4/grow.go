@@ -48,7 +48,7 @@ func (w *Writer) Grow(size int64) error {
 	if w.short {
 		return fmt.Errorf("growing to %d bytes: %w already", size, ErrNoSpace)
 	}
-	p, err := w.planGrowth(size)
+	p, err := w.planGrowth(size / w.bs)
 	if err == nil {
 		err = w.grow(p)
 	}
@@ -79,7 +79,7 @@ func (w *Writer) more(blocks int64, inode bool) error {
 		return nil
 	}
 	start := w.blocks
-	p, err := w.planGrowth(size)
+	p, err := w.planGrowth(size / w.bs)
 	if err == nil {
 		err = w.grow(p)
 	}
@@ -93,25 +93,46 @@ func (w *Writer) more(blocks int64, inode bool) error {
 // leastSize is the least size in bytes with which that many blocks, and an inode, can be taken.
 func (w *Writer) leastSize(blocks int64, inode bool) (int64, error) {
 	free, _ := w.freeTotals()
-	for target := w.blocks + 1; ; {
-		p, err := w.planGrowth(target * w.bs)
+	enough := func(p growth) bool {
+		return free+p.free-p.reserved >= blocks && (!inode || p.groups > w.groups)
+	}
+	// lo is too little, hi is enough. Strides double until they reach past the need, or halve where they reach past
+	// what is possible.
+	lo, hi, stride, end := w.blocks, int64(0), max(1, blocks), false
+	// No filesystem spends so much of what it gains on itself, unless it was made to waste our time.
+	top := w.blocks + 64*(blocks+max(0, w.reserved()-free)) + 4*w.bpg
+	for hi == 0 {
+		p, err := w.planGrowth(lo + stride)
+		switch {
+		case err != nil && stride == 1:
+			return 0, err
+		case err != nil:
+			stride, end = stride/2, true
+		case enough(p):
+			hi = p.blocks
+		case p.capped != nil:
+			return 0, p.capped
+		case lo > top:
+			return 0, corrupt("%d more blocks leave fewer than %d free", lo-w.blocks, blocks)
+		default:
+			lo += stride
+			if !end {
+				stride *= 2
+			}
+		}
+	}
+	for hi-lo > 1 {
+		p, err := w.planGrowth(lo + (hi-lo)/2)
 		if err != nil {
 			return 0, err
 		}
-		short := blocks - max(0, free+p.free-p.reserved)
-		if short <= 0 && (!inode || p.groups > w.groups) {
-			return p.blocks * w.bs, nil
+		if enough(p) {
+			hi = p.blocks
+		} else {
+			lo += (hi - lo) / 2
 		}
-		if p.capped != nil {
-			return 0, p.capped
-		}
-		next := target + max(1, short)
-		if p.blocks < target || short <= 0 {
-			// The next group needs some blocks before it counts.
-			next = max(next, w.groupStart(p.groups)+w.baseMetaIn(p.groups, p.table)+w.tableMeta()+lastGroupSpare)
-		}
-		target = next
 	}
+	return hi * w.bs, nil
 }
 
 // growth is how a filesystem will grow.
@@ -136,8 +157,9 @@ func (w *Writer) metaOf(from uint32) int64 {
 	return n
 }
 
-func (w *Writer) planGrowth(size int64) (growth, error) {
-	p := growth{blocks: size / w.bs}
+// planGrowth tells how the filesystem grows to that many blocks.
+func (w *Writer) planGrowth(blocks int64) (growth, error) {
+	p := growth{blocks: blocks}
 	if w.incompat&incompat64Bit == 0 && p.blocks >= 1<<32 {
 		return p, unsupported("%d blocks of %d bytes without the feature 64bit (at most 4294967295)", p.blocks, w.bs)
 	}

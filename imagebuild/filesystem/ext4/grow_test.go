@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strconv"
@@ -477,7 +478,7 @@ func TestGrowLimits(t *testing.T) {
 
 // TestGrowCost holds what growth writes, and the memory that it takes, to their bounds.
 func TestGrowCost(t *testing.T) {
-	needTools(t, "mke2fs", "e2fsck")
+	needTools(t, "mke2fs", "e2fsck", "mount", "umount")
 	soak := os.Getenv("NODEBAKE_SOAK") != ""
 	for _, c := range []struct {
 		name, size, args string
@@ -534,6 +535,8 @@ func TestGrowCost(t *testing.T) {
 				t.Errorf("%d bytes", w.Size())
 			}
 			fsck(t, img)
+			_, unmount := mount(t, img, "ro")
+			unmount()
 		})
 	}
 }
@@ -665,4 +668,47 @@ func enlarge(f *os.File, size int64) error {
 		return err
 	}
 	return f.Truncate(size)
+}
+
+var (
+	alike = regexp.MustCompile(`(?m)^(Filesystem features|Filesystem flags|Default mount options|Inode count|Block count|Reserved block count|First block|Block size|Group descriptor size|` +
+		`Reserved GDT blocks|Blocks per group|Inodes per group|Inode blocks per group|Flex block group size|First inode|Inode size|First meta block group|Journal backup|Total journal size|` +
+		`Group \d+: \(Blocks [\d-]+\)|  Backup superblock|  Reserved GDT|  Group descriptor).*\n`)
+	groupFlags = regexp.MustCompile(`\) csum.*`)
+)
+
+// TestGrowAsResize2fs compares what dumpe2fs shows after growth here with what it shows after resize2fs.
+func TestGrowAsResize2fs(t *testing.T) {
+	needTools(t, "mke2fs", "e2fsck", "resize2fs", "dumpe2fs")
+	for _, args := range []string{"-b 4096", "-b 1024 -m 7", "-b 4096 -O ^flex_bg,^64bit,^metadata_csum", "-t ext3 -b 2048", "-b 1024 -O meta_bg,^resize_inode", "-b 1024 -O sparse_super2"} {
+		for _, to := range []int64{303, 385, 1500, 5000} {
+			t.Run(fmt.Sprint(args, to), func(t *testing.T) {
+				t.Parallel()
+				img := filepath.Join(workDir(t), "img")
+				mkfs(t, img, "300M", strings.Fields(args)...)
+				run(t, "cp", "--sparse=always", img, img+".tool")
+				run(t, "truncate", "-s", fmt.Sprint(to*mib), img, img+".tool")
+				run(t, "resize2fs", img+".tool")
+				dev, _ := file(t, img)
+				w := growWriter(t, dev, to*mib, Options{})
+				if err := w.Grow(to * mib); err != nil {
+					t.Fatal(err)
+				}
+				if err := w.Commit(context.Background()); err != nil {
+					t.Fatal(err)
+				}
+				fsck(t, img)
+				dump := func(img string) string {
+					return groupFlags.ReplaceAllString(strings.Join(alike.FindAllString(run(t, "dumpe2fs", img), -1), ""), ")")
+				}
+				got, want := dump(img), dump(img+".tool")
+				g, h := strings.Split(got, "\n"), strings.Split(want, "\n")
+				for i := range max(len(g), len(h)) {
+					if i >= len(g) || i >= len(h) || g[i] != h[i] {
+						t.Fatalf("line %d: %q here, %q after resize2fs", i, g[min(i, len(g)-1)], h[min(i, len(h)-1)])
+					}
+				}
+			})
+		}
+	}
 }
