@@ -103,6 +103,10 @@ func mountOCK(t testing.TB, raw, options string) *ockMounts {
 	t.Helper()
 	parts := partitions(t, raw)
 	root := len(parts)
+	store := strings.TrimSpace(run(t, "blkid", "-p", "-o", "value", "-s", "LABEL", "-O", fmt.Sprint(parts[root-1].start), raw)) == "nodebake"
+	if store {
+		root--
+	}
 	m := &ockMounts{sysroot: mount(t, raw, root, options)}
 	m.undo = append(m.undo, m.sysroot)
 	mountAt(t, raw, ockBoot, options, m.sysroot+"/boot")
@@ -111,6 +115,10 @@ func mountOCK(t testing.TB, raw, options string) *ockMounts {
 	if root > ockVar {
 		mountAt(t, raw, ockVar, options, stateroot+"/var")
 		m.undo = append(m.undo, stateroot+"/var")
+	}
+	if store {
+		mountAt(t, raw, root+1, "ro", stateroot+defaultStore)
+		m.undo = append(m.undo, stateroot+defaultStore)
 	}
 	// The entry of the highest version is the first of the menu.
 	entries, err := filepath.Glob(m.sysroot + "/boot/loader/entries/*.conf")
@@ -144,7 +152,7 @@ func mountOCK(t testing.TB, raw, options string) *ockMounts {
 	run(t, "mount", "--bind", m.sysroot+"/"+m.deployment, m.system)
 	m.undo = append(m.undo, m.system)
 	for at, from := range map[string]string{"/var": stateroot + "/var", "/boot": m.sysroot + "/boot"} {
-		run(t, "mount", "--bind", from, m.system+at)
+		run(t, "mount", "--rbind", from, m.system+at)
 		m.undo = append(m.undo, m.system+at)
 	}
 	t.Cleanup(func() {
@@ -159,7 +167,7 @@ func mountOCK(t testing.TB, raw, options string) *ockMounts {
 func (m *ockMounts) unmount(t testing.TB) {
 	t.Helper()
 	for i := len(m.undo) - 1; i >= 0; i-- {
-		unmount(t, m.undo[i])
+		run(t, "umount", "-R", m.undo[i])
 	}
 	m.undo = nil
 }
@@ -576,6 +584,43 @@ func TestOstreeLayouts(t *testing.T) {
 			for _, store := range []string{"/usr/x", "/usr/ock/containers", "/ostree/x"} {
 				o := nodebake(t, "build", "--base", base, "--image", images["exact"].oci(), "--store", store, "--output", dir+"/x.raw")
 				refused(t, o, exitFailed, dir+"/x.raw", store, "ostree's files", "/var")
+			}
+		})
+	}
+}
+
+// TestOstreeStorePartition puts the store of an OCK-like disk on a partition of its own: labels, units and ostree's files
+// are as they must be, and the relabel of the first boot finds nothing to do on what it could not write.
+func TestOstreeStorePartition(t *testing.T) {
+	requires(t, "root", "ostree", "setfiles", "blkid", "xfs_repair", "e2fsck")
+	needsPolicy(t)
+	images := testImages(t)
+	for _, kind := range []string{"ext4", "xfs"} {
+		t.Run(kind, func(t *testing.T) {
+			dir := tempDir(t)
+			base, out := dir+"/base.raw", dir+"/out.raw"
+			run(t, "qemu-img", "convert", "-O", "raw", smallOCK(t), base)
+			baked(t, "--base", base, "--image", "oci-archive:"+images["debian"].ociArchive, "--output", out, "--store-partition="+kind, "--quiet")
+			tableSound(t, out)
+			for _, p := range partitions(t, out)[1:] {
+				fsck(t, out, p.number)
+			}
+			before, m := mountOCK(t, base, "ro"), mountOCK(t, out, "ro")
+			m.ostreeSound(t, before.status(t))
+			compareLayers(t, m.system+defaultStore, images["debian"], true)
+			if said := m.relabel(t, true); said != "" {
+				t.Errorf("setfiles would change\n%s", clip(said))
+			}
+			confLoads(t, m.system, defaultStore)
+			if text := read(t, m.system, "etc/systemd/system/var-images.mount"); !strings.Contains(text, "Type="+kind+"\n") {
+				t.Errorf("the unit is\n%s", text)
+			}
+			if o := nodebake(t, "verify", out); o.code != exitDone {
+				t.Errorf("%s", o)
+			}
+			o := nodebake(t, "images", out)
+			if !strings.Contains(o.stdout, "localhost/nodebake/debian") {
+				t.Errorf("%s", o)
 			}
 		})
 	}

@@ -89,7 +89,10 @@ func (d *Disk) readVolumes() error {
 func (d *Disk) logicalVolume(g *lvm.Group, v lvm.Volume, on Partition, parts []Partition) (Partition, error) {
 	p := Partition{Number: on.Number, Start: on.Start, Size: v.Size, LV: path.Join(g.Name, v.Name), lv: &logical{name: v.Name, paths: v.Paths()}}
 	var err error
-	if p.lv.runs, err = runsOf(g, v.Name, parts); err != nil {
+	if p.lv.runs, err = runsOf(g, v.Name, parts); err == nil && v.ReadOnly {
+		err = fmt.Errorf("%w: %s is read-only (lvchange -p rw makes it writable)", lvm.ErrUnsupported, p.LV)
+	}
+	if err != nil {
 		p.lv.refused = err
 		return p, nil
 	}
