@@ -9,6 +9,13 @@
 // [Writer.Commit], each once. Until Commit returns nil the filesystem on the device is not consistent: a caller
 // works on a copy (or a copy-on-write view) and throws it away when anything fails.
 //
+// A filesystem can grow while it is written, by [Writer.Grow] or, when space runs out, through Options.Grow: the last
+// group is extended and new ones are added, laid out as the kernel does it when it grows a mounted filesystem.
+// Descriptors go where resize_inode keeps room for them, and after that into the new groups (meta_bg). Commit then
+// also writes all copies of the superblock and the descriptors. New inode tables are left to the kernel, which clears
+// them after the first writable mount, unless the filesystem lacks the descriptor checksums that this needs.
+// [Format] makes a new filesystem.
+//
 // The on-disk format is the one described by the kernel's Documentation/filesystems/ext4 and fs/ext4/ext4.h;
 // all integers are little-endian. Every length, offset and count read from the device is checked before it is
 // used, and checksums (metadata_csum, uninit_bg) are verified wherever they are met.

@@ -31,10 +31,10 @@ func (w *Writer) initGrowth(ask func(need int64) (int64, error)) {
 // Size is how many bytes the filesystem covers, with all growth.
 func (w *Writer) Size() int64 { return w.blocks * w.bs }
 
-// Grow makes the filesystem fill size bytes of its device, which must be that long by the time of Commit, as far as
-// the format can use them: what is too little for a block or for one more group stays unused. It may be called any
-// number of times before Commit, which writes what growth changes. What lies behind the filesystem's old end may be
-// anything.
+// Grow makes the filesystem fill size bytes of its device, which is that long by now, as far as the format can use
+// them: what is too little for a block or for one more group stays unused, and so does what would make more than
+// 4294967295 inodes. It may be called any number of times before Commit, which writes what growth changes. What lies
+// behind the filesystem's old end may be anything; a writer that only counts does not look at it.
 //
 // A size below the present one is an error, as is more than the filesystem's features permit ([ErrUnsupported], which
 // names the reason); neither does any harm. After space ran out, growing comes too late ([ErrNoSpace]).
@@ -64,27 +64,30 @@ func (w *Writer) more(blocks int64, inode bool) error {
 		w.fail()
 		return nil
 	}
-	need, err := w.leastSize(blocks, inode)
-	if err != nil {
-		w.limit = err
-		w.fail()
-		return nil
-	}
-	size, err := w.ask(need)
-	if err != nil {
-		return fmt.Errorf("asking for %d bytes: %w", need, err)
-	}
-	if size < need {
-		w.fail()
-		return nil
-	}
 	start := w.blocks
-	p, err := w.planGrowth(size / w.bs)
-	if err == nil {
-		err = w.grow(p)
-	}
-	if err != nil {
-		return fmt.Errorf("growing to %d bytes: %w", size, err)
+	// A size above the need may end in a group that costs more than it gives, so once is not always enough.
+	for w.left < blocks || inode && w.leftIno == 0 {
+		need, err := w.leastSize(blocks, inode)
+		if err != nil {
+			w.limit = err
+			w.fail()
+			return nil
+		}
+		size, err := w.ask(need)
+		if err != nil {
+			return fmt.Errorf("asking for %d bytes: %w", need, err)
+		}
+		if size < need {
+			w.fail()
+			return nil
+		}
+		p, err := w.planGrowth(size / w.bs)
+		if err == nil {
+			err = w.grow(p)
+		}
+		if err != nil {
+			return fmt.Errorf("growing to %d bytes: %w", size, err)
+		}
 	}
 	w.cursor = start
 	return nil
@@ -254,7 +257,8 @@ func (w *Writer) planTable(p growth) (descTable, error) {
 // as resize2fs takes it under sparse_super2.
 func (w *Writer) copyMoves() bool {
 	// With meta_bg a group's descriptors would have to move with it.
-	return w.compat&compatSparseSuper2 != 0 && w.incompat&incompatMetaBG == 0 && w.groups > 1 && w.superCopies()[1] == w.groups-1
+	c := w.superCopies()
+	return w.compat&compatSparseSuper2 != 0 && w.incompat&incompatMetaBG == 0 && w.groups > 1 && c[1] == w.groups-1 && c[0] != c[1]
 }
 
 // grow does in memory what p says. An error leaves the writer useless.
@@ -346,7 +350,7 @@ func (w *Writer) dropCopy(g uint32, n int64) error {
 	if err != nil {
 		return err
 	}
-	if nextBit(s.blocks, 0, n, false) != n {
+	if n > w.groupLen(g) || nextBit(s.blocks, 0, n, false) != n {
 		return corrupt("group %d has its copy of the superblock among its free blocks", g)
 	}
 	clearBits(s.blocks, 0, n)

@@ -88,10 +88,8 @@ func (t *inodeTable) fill(p *piece, off int64) error {
 		if s := w.touched[p.key.group]; s != nil && p.key.n < s.pieces && p.key.group < t.f.groups {
 			valid = len(p.data)
 		}
-	} else {
-		if used, start := t.f.itableUsed(p.key.group), p.key.n*t.per; used > start {
-			valid = min(len(p.data), int(used-start)*t.f.isize)
-		}
+	} else if used, start := t.f.itableUsed(p.key.group), p.key.n*t.per; used > start {
+		valid = min(len(p.data), int(used-start)*t.f.isize)
 	}
 	clear(p.data[valid:])
 	if valid == 0 {
