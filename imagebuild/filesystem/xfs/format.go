@@ -175,24 +175,12 @@ func (w *Writer) firstInodes() error {
 	return nil
 }
 
-// wipe makes n bytes at off zero where they are not.
+// wipe makes n bytes at off zero.
 func (w *Writer) wipe(off, n int64) error {
-	const piece = 4 << 10
-	buf, zeros := make([]byte, 256<<10), make([]byte, piece)
-	for end := off + n; off < end; {
-		b := buf[:min(int64(len(buf)), end-off)]
-		if err := w.readAt(b, off); err != nil {
-			return wrap(err, "reading what the new filesystem replaces")
-		}
-		for len(b) > 0 {
-			k := min(piece, len(b))
-			if !bytes.Equal(b[:k], zeros[:k]) {
-				if err := w.dev.write(zeros[:k], off); err != nil {
-					return wrap(err, "clearing what the new filesystem replaces")
-				}
-			}
-			off += int64(k)
-			b = b[k:]
+	zeros := make([]byte, 256<<10)
+	for end := off + n; off < end; off += int64(len(zeros)) {
+		if err := w.writeSparse(zeros[:min(int64(len(zeros)), end-off)], off); err != nil {
+			return wrap(err, "clearing what the new filesystem replaces")
 		}
 	}
 	return nil

@@ -330,16 +330,14 @@ func (w *Writer) writeCopies(ctx context.Context) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		b := copied
-		if w.groups[no] == nil {
-			var err error
-			if buf, err = w.freshBlocks(no, buf); err != nil {
-				return err
-			}
+		var err error
+		if w.groups[no] != nil {
+			err = w.dev.write(copied, sb.agOff(no, 0))
+		} else if buf, err = w.freshBlocks(no, buf); err == nil {
 			copy(buf, copied)
-			b = buf
+			err = w.writeSparse(buf, sb.agOff(no, 0))
 		}
-		if err := w.dev.write(b, sb.agOff(no, 0)); err != nil {
+		if err != nil {
 			return wrap(err, "writing group %d", no)
 		}
 	}

@@ -496,7 +496,7 @@ func TestGrowErrors(t *testing.T) {
 // TestGrowIsCheap holds the bytes that growth writes beyond the files' own.
 func TestGrowIsCheap(t *testing.T) {
 	needRepair(t)
-	for _, args := range []string{"", "-m rmapbt=1", "-d agcount=32"} {
+	for _, args := range []string{"", "-m rmapbt=1", "-d agcount=32", "-d agcount=16 -b size=65536 -m rmapbt=1"} {
 		img := mkfs(t, 3<<30, strings.Fields(args)...)
 		if n := growImage(t, img, 20<<30); n > 20<<20 {
 			t.Errorf("%q: %d bytes written", args, n)
@@ -504,6 +504,42 @@ func TestGrowIsCheap(t *testing.T) {
 			t.Logf("%q: %d bytes written", args, n)
 		}
 		repairClean(t, img)
+	}
+}
+
+// TestGrowOverNoise grows into a part of the device that reads as anything.
+func TestGrowOverNoise(t *testing.T) {
+	needKernel(t)
+	for i, args := range []string{"-m rmapbt=1", "-b size=65536 -s size=4096 -m rmapbt=1"} {
+		const from, to = 700 << 20, 2000 << 20
+		img := mkfs(t, from, strings.Fields(args)...)
+		f, _ := openImage(t, img)
+		b := noise(1, 1<<20)
+		for off := int64(from); off < to; off += 1 << 20 {
+			if _, err := f.WriteAt(b, off); err != nil {
+				t.Fatal(err)
+			}
+		}
+		w, _ := growingWriter(t, img, 100<<20, 0)
+		want := tree{}
+		for _, n := range []int64{from + 20<<20, to - 30<<20, to} {
+			if err := w.Grow(n); err != nil {
+				t.Fatal(err)
+			}
+		}
+		mustAdd(t, w, &tar.Header{Name: "d", Typeflag: tar.TypeDir, Mode: 0755}, nil)
+		want["d"] = record{Type: tar.TypeDir, Mode: 0755, Mtime: now}
+		fillFiles(t, w, want, "d/new", 900<<20, rand.New(rand.NewSource(int64(i))))
+		commit(t, w)
+		repairClean(t, img)
+		mounted(t, img, "rw", func(dir string) {
+			got := kernelTree(t, dir)
+			delete(got, ".")
+			sameTree(t, "over noise", got, want)
+			os.WriteFile(filepath.Join(dir, "more"), b, 0600)
+		})
+		repairClean(t, img)
+		os.Remove(img)
 	}
 }
 
@@ -614,7 +650,7 @@ func TestRandomGrow(t *testing.T) {
 				commit(t, w)
 				repairClean(t, img)
 				if st, _ := g.Stat(); st.Size()%4096 != 0 { // a loop device has whole sectors
-					g.Truncate(st.Size() &^ 4095)
+					g.Truncate((st.Size() + 4095) &^ 4095)
 				}
 				mounted(t, img, "rw", func(dir string) {
 					got := kernelTree(t, dir)

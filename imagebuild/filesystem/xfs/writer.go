@@ -199,6 +199,47 @@ func (v *wdev) write(p []byte, off int64) error {
 	return nil
 }
 
+// writeSparse writes b, but not the zeros in it where the device reads as zeros.
+func (w *Writer) writeSparse(b []byte, off int64) error {
+	const piece = 4 << 10
+	var zero [piece]byte
+	// run is the length of the pieces at the start of b that are zero, or are not.
+	run := func(b []byte, zeros bool) (n int) {
+		for n < len(b) {
+			k := min(piece, len(b)-n)
+			if bytes.Equal(b[n:n+k], zero[:k]) != zeros {
+				break
+			}
+			n += k
+		}
+		return n
+	}
+	for len(b) > 0 {
+		if n := run(b, false); n > 0 {
+			if err := w.dev.write(b[:n], off); err != nil {
+				return err
+			}
+			b, off = b[n:], off+int64(n)
+			continue
+		}
+		n := run(b, true)
+		there := make([]byte, n)
+		if err := w.readAt(there, off); err != nil {
+			return err
+		}
+		for len(there) > 0 {
+			k := run(there, true)
+			there, b, off = there[k:], b[k:], off+int64(k)
+			k = run(there, false)
+			if err := w.dev.write(b[:k], off); err != nil {
+				return err
+			}
+			there, b, off = there[k:], b[k:], off+int64(k)
+		}
+	}
+	return nil
+}
+
 // writeMeta writes whole blocks of metadata.
 func (w *Writer) writeMeta(fsb uint64, b []byte) error {
 	if w.counting {
