@@ -42,8 +42,8 @@ type Spec struct {
 	// StorePartition puts the store on a partition of its own at the end of the disk: its filesystem's kind, or "auto"
 	// for the root's; empty where the store goes where its path lies.
 	StorePartition string
-	// Root names the root partition where the disk leaves a choice.
-	Root string
+	// DiskOptions are how the base is opened.
+	DiskOptions
 	// Report is where the caller will write the report; empty where nowhere. It may be no file of a disk.
 	Report string
 	// OutputOptions say what kind of disk is made. An empty Format is told from Output's ending.
@@ -161,7 +161,7 @@ type edit struct {
 
 func (b *bake) run(ctx context.Context) error {
 	var err error
-	if b.base, err = OpenDisk(b.Base, b.Root); err != nil {
+	if b.base, err = OpenDisk(b.Base, b.DiskOptions); err != nil {
 		return err
 	}
 	defer b.base.Close()

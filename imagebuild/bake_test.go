@@ -66,7 +66,7 @@ func TestBake(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			o, err := OpenDisk(c.spec.Output, "")
+			o, err := OpenDisk(c.spec.Output, DiskOptions{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -160,7 +160,7 @@ func TestScratch(t *testing.T) {
 	if err := os.WriteFile(name, want[:base], 0o600); err != nil {
 		t.Fatal(err)
 	}
-	d, err := disk.OpenImage(name)
+	d, err := disk.OpenImage(name, disk.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -85,10 +85,9 @@ type StoreInfo struct {
 	Error  string `json:"error,omitempty"`
 }
 
-// Inspect describes the disk at path. A disk without an operating system is described as far as it goes;
-// root is as for OpenDisk.
-func Inspect(path, root string) (*Inspection, error) {
-	d, err := disk.Open(path)
+// Inspect describes the disk at path. A disk without an operating system is described as far as it goes.
+func Inspect(path string, how DiskOptions) (*Inspection, error) {
+	d, err := disk.Open(path, how.Options)
 	if err != nil {
 		return nil, err
 	}
@@ -112,7 +111,7 @@ func Inspect(path, root string) (*Inspection, error) {
 			in.Warnings = append(in.Warnings, fmt.Sprintf("%s: %v", p, err))
 		}
 	}
-	r, err := osroot.Find(d, root)
+	r, err := osroot.Find(d, how.Root)
 	if err != nil {
 		in.RootError = err.Error()
 		return in, nil

@@ -26,14 +26,20 @@ type Opened struct {
 	Root *osroot.Root
 }
 
-// OpenDisk opens the disk image at path and finds its root; root names the partition where the disk does not
-// say enough by itself (see osroot.Find). The caller closes it.
-func OpenDisk(path, root string) (*Opened, error) {
-	d, err := disk.Open(path)
+// DiskOptions say how a disk is opened.
+type DiskOptions struct {
+	disk.Options
+	// Root names the root partition where the disk does not say enough by itself (see osroot.Find).
+	Root string
+}
+
+// OpenDisk opens the disk image at path and finds its root. The caller closes it.
+func OpenDisk(path string, o DiskOptions) (*Opened, error) {
+	d, err := disk.Open(path, o.Options)
 	if err != nil {
 		return nil, err
 	}
-	r, err := osroot.Find(d, root)
+	r, err := osroot.Find(d, o.Root)
 	if err != nil {
 		d.Close()
 		return nil, fmt.Errorf("%s: %w", path, err)

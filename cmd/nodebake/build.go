@@ -103,7 +103,7 @@ same bytes.`,
 	f.StringVar(&size, "size", "auto", "how large the disk is to be: `SIZE` (20G, 512M), +SIZE to add to the base's, or auto: no larger than needed")
 	f.StringVar(&spec.StorePartition, "store-partition", "", "put the store on a new partition at the end of the disk, with ext4 or xfs; alone: the root's `FILESYSTEM`")
 	f.Lookup("store-partition").NoOptDefVal = "auto"
-	addRootFlag(cmd, &spec.Root)
+	addDiskFlags(cmd, &spec.DiskOptions)
 	flags.add(cmd)
 	f.BoolVar(&spec.DryRun, "dry-run", false, "print the plan and the space that it needs; write nothing")
 	f.StringVar(&report, "report", "", "write a JSON report to `FILE`; - is standard output")

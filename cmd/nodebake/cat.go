@@ -5,17 +5,19 @@ import (
 	"io"
 
 	"github.com/spf13/cobra"
+
+	"github.com/nodebake/nodebake/imagebuild"
 )
 
 func catCommand() *cobra.Command {
-	var root string
+	var how imagebuild.DiskOptions
 	cmd := &cobra.Command{
 		Use:     "cat DISK:/path",
 		Short:   "Print a file of the disk's root filesystem",
 		Example: "  nodebake cat node.qcow2:/etc/containers/storage.conf",
 		Args:    exactly("DISK:/path"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			o, real, h, err := openDiskPath(args[0], root)
+			o, real, h, err := openDiskPath(args[0], how)
 			if err != nil {
 				return err
 			}
@@ -31,6 +33,6 @@ func catCommand() *cobra.Command {
 			return err
 		},
 	}
-	addRootFlag(cmd, &root)
+	addDiskFlags(cmd, &how)
 	return cmd
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"strconv"
 	"strings"
 
@@ -15,6 +14,7 @@ import (
 
 func convertCommand() *cobra.Command {
 	var flags outputFlags
+	var from disk.Options
 	cmd := &cobra.Command{
 		Use:   "convert IN OUT",
 		Short: "Convert a disk image: raw, qcow2, compressed or not",
@@ -29,10 +29,11 @@ matter. IN is only read; OUT appears when it is whole.`,
 				return err
 			}
 			logrus.Infof("converting %s to %s", args[0], args[1])
-			return imagebuild.Convert(cmd.Context(), args[0], args[1], o)
+			return imagebuild.Convert(cmd.Context(), args[0], args[1], from, o)
 		},
 	}
 	flags.add(cmd)
+	addBackingFlag(cmd, &from)
 	return cmd
 }
 
@@ -70,27 +71,11 @@ func (o *outputFlags) options() (output.Options, error) {
 	}
 	out.Compression, out.Level = kind, n
 	if o.cluster != "" {
-		size, err := parseSize(o.cluster)
-		if err != nil {
+		size, err := disk.ParseBytes(o.cluster)
+		if err != nil || size > 2<<20 {
 			return out, usage("--cluster-size %s: give a power of two from 512 to 2M", o.cluster)
 		}
-		out.ClusterSize = size
+		out.ClusterSize = int(size)
 	}
 	return out, nil
-}
-
-// parseSize reads bytes with an optional K or M, in powers of 1024.
-func parseSize(s string) (int, error) {
-	unit := 1
-	switch {
-	case strings.HasSuffix(s, "K"):
-		unit = 1 << 10
-	case strings.HasSuffix(s, "M"):
-		unit = 1 << 20
-	}
-	n, err := strconv.Atoi(strings.TrimRight(s, "KM"))
-	if err != nil || n < 1 || n > 1<<30/unit {
-		return 0, fmt.Errorf("%q is not a size", s)
-	}
-	return n * unit, nil
 }

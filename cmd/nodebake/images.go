@@ -9,7 +9,7 @@ import (
 )
 
 func imagesCommand() *cobra.Command {
-	var root string
+	var how imagebuild.DiskOptions
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "images DISK",
@@ -18,7 +18,7 @@ func imagesCommand() *cobra.Command {
   nodebake images node.qcow2 --json`,
 		Args: exactly("DISK"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			o, err := imagebuild.OpenDisk(args[0], root)
+			o, err := imagebuild.OpenDisk(args[0], how)
 			if err != nil {
 				return err
 			}
@@ -35,7 +35,7 @@ func imagesCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	addRootFlag(cmd, &root)
+	addDiskFlags(cmd, &how)
 	return cmd
 }
 

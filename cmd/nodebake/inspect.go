@@ -12,7 +12,7 @@ import (
 )
 
 func inspectCommand() *cobra.Command {
-	var root string
+	var how imagebuild.DiskOptions
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "inspect DISK",
@@ -21,7 +21,7 @@ func inspectCommand() *cobra.Command {
   nodebake inspect node.raw --json`,
 		Args: exactly("DISK"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			in, err := imagebuild.Inspect(args[0], root)
+			in, err := imagebuild.Inspect(args[0], how)
 			if err != nil {
 				return err
 			}
@@ -32,7 +32,7 @@ func inspectCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	addRootFlag(cmd, &root)
+	addDiskFlags(cmd, &how)
 	return cmd
 }
 

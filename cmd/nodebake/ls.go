@@ -12,10 +12,11 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/nodebake/nodebake/imagebuild"
+	"github.com/nodebake/nodebake/imagebuild/disk"
 )
 
 func lsCommand() *cobra.Command {
-	var root string
+	var how imagebuild.DiskOptions
 	cmd := &cobra.Command{
 		Use:   "ls DISK:/path",
 		Short: "List a folder of the disk's root filesystem",
@@ -23,7 +24,7 @@ func lsCommand() *cobra.Command {
   nodebake ls node.qcow2:/etc/containers`,
 		Args: exactly("DISK:/path"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			o, real, h, err := openDiskPath(args[0], root)
+			o, real, h, err := openDiskPath(args[0], how)
 			if err != nil {
 				return err
 			}
@@ -48,7 +49,7 @@ func lsCommand() *cobra.Command {
 			return printTable(cmd.OutOrStdout(), nil, rows)
 		},
 	}
-	addRootFlag(cmd, &root)
+	addDiskFlags(cmd, &how)
 	return cmd
 }
 
@@ -89,12 +90,12 @@ func modeString(h *tar.Header) string {
 }
 
 // openDiskPath opens the disk of a DISK:/path argument and finds the path in its tree. The caller closes the disk.
-func openDiskPath(arg, root string) (o *imagebuild.Opened, real string, h *tar.Header, err error) {
+func openDiskPath(arg string, how imagebuild.DiskOptions) (o *imagebuild.Opened, real string, h *tar.Header, err error) {
 	i := strings.LastIndex(arg, ":/")
 	if i <= 0 {
 		return nil, "", nil, usage("%q is not of the form DISK:/path", arg)
 	}
-	if o, err = imagebuild.OpenDisk(arg[:i], root); err != nil {
+	if o, err = imagebuild.OpenDisk(arg[:i], how); err != nil {
 		return nil, "", nil, err
 	}
 	if real, err = o.Path(arg[i+1:]); err == nil {
@@ -110,6 +111,12 @@ func openDiskPath(arg, root string) (o *imagebuild.Opened, real string, h *tar.H
 	return o, real, h, nil
 }
 
-func addRootFlag(cmd *cobra.Command, root *string) {
-	cmd.Flags().StringVar(root, "root", "", "the root `PARTITION`, where the disk leaves a choice: its number, name, label or UUID")
+// addDiskFlags adds the flags of every command that opens a disk and looks for its root.
+func addDiskFlags(cmd *cobra.Command, o *imagebuild.DiskOptions) {
+	cmd.Flags().StringVar(&o.Root, "root", "", "the root `PARTITION`, where the disk leaves a choice: its number, name, label or UUID, or a logical volume's GROUP/NAME")
+	addBackingFlag(cmd, &o.Options)
+}
+
+func addBackingFlag(cmd *cobra.Command, o *disk.Options) {
+	cmd.Flags().BoolVar(&o.AllowBacking, "allow-backing", false, "open backing and data files of a qcow2 wherever they are; only for disks that you trust")
 }

@@ -12,7 +12,7 @@ import (
 )
 
 func verifyCommand() *cobra.Command {
-	var root string
+	var how imagebuild.DiskOptions
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "verify DISK",
@@ -24,7 +24,7 @@ anything is not what it should be, and names it.`,
   nodebake verify node.raw --json`,
 		Args: exactly("DISK"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			o, err := imagebuild.OpenDisk(args[0], root)
+			o, err := imagebuild.OpenDisk(args[0], how)
 			if err != nil {
 				return err
 			}
@@ -54,6 +54,6 @@ anything is not what it should be, and names it.`,
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	addRootFlag(cmd, &root)
+	addDiskFlags(cmd, &how)
 	return cmd
 }

@@ -47,6 +47,7 @@ type Disk struct {
 	// Warnings are sentences about what is odd but was got over.
 	Warnings []string
 
+	o     Options
 	file  *os.File
 	guest io.ReaderAt
 	size  int64
@@ -59,10 +60,16 @@ type used struct {
 	os.FileInfo
 }
 
-// Open opens the disk image at path, whose format is read from its content and never from its name. Backing
-// and data files that a qcow2 names are opened only from the image's own folder. The caller closes it.
-func Open(path string) (*Disk, error) {
-	d, err := OpenImage(path)
+// Options say how far a disk image is trusted.
+type Options struct {
+	// AllowBacking opens the backing and data files that a qcow2 names wherever they are, and not only beside it.
+	AllowBacking bool
+}
+
+// Open opens the disk image at path, whose format is read from its content and never from its name. The caller
+// closes it.
+func Open(path string, o Options) (*Disk, error) {
+	d, err := OpenImage(path, o)
 	if err != nil {
 		return nil, err
 	}
@@ -78,7 +85,7 @@ func Open(path string) (*Disk, error) {
 }
 
 // OpenImage is Open for those who want the disk's bytes alone: its table is not read, and there need be none.
-func OpenImage(path string) (*Disk, error) {
+func OpenImage(path string, o Options) (*Disk, error) {
 	// Asked before opening: a FIFO without a writer would never open.
 	st, err := os.Stat(path)
 	if err != nil {
@@ -91,7 +98,7 @@ func OpenImage(path string) (*Disk, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Disk{Path: path, Format: Raw, file: f}
+	d := &Disk{Path: path, Format: Raw, file: f, o: o}
 	if err := d.open(); err != nil {
 		d.Close()
 		return nil, err

@@ -150,7 +150,7 @@ func TestTables(t *testing.T) {
 		}, err: "never ends"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			d, err := Open(c.make(t))
+			d, err := Open(c.make(t), Options{})
 			if c.err != "" {
 				if err == nil || !strings.Contains(err.Error(), c.err) {
 					t.Fatalf("error %v; want one with %q", err, c.err)
@@ -195,7 +195,7 @@ func TestSector4096(t *testing.T) {
 	dev := strings.TrimSpace(string(loop))
 	t.Cleanup(func() { exec.Command("losetup", "-d", dev).Run() })
 	tool(t, "label: gpt\nstart=256, size=2048, type=linux, name=root\n", "sfdisk", "-q", dev)
-	d, err := Open(name)
+	d, err := Open(name, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -224,7 +224,7 @@ func TestProbe(t *testing.T) {
 		t.Run(fmt.Sprint(c.make[0], c.kind, c.size), func(t *testing.T) {
 			name := sparse(t, c.size)
 			tool(t, "", c.make[0], append(c.make[1:], name)...)
-			d, err := Open(name)
+			d, err := Open(name, Options{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -252,7 +252,7 @@ func TestMatches(t *testing.T) {
 func TestForeignIsUnsupported(t *testing.T) {
 	name := sparse(t, 1<<20)
 	patch(t, name, 0, []byte("vhdxfile"))
-	if _, err := Open(name); !errors.Is(err, ErrUnsupported) {
+	if _, err := Open(name, Options{}); !errors.Is(err, ErrUnsupported) {
 		t.Errorf("error %v does not match ErrUnsupported", err)
 	}
 }
@@ -264,7 +264,7 @@ func TestNotADisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, name := range []string{fifo, "/dev/null", t.TempDir()} {
-		if d, err := Open(name); err == nil {
+		if d, err := Open(name, Options{}); err == nil {
 			d.Close()
 			t.Errorf("%s opens as a disk", name)
 		}
@@ -274,7 +274,7 @@ func TestNotADisk(t *testing.T) {
 func TestUnchanged(t *testing.T) {
 	name := sparse(t, 1<<20)
 	patch(t, name, 1024+0x38, []byte("\x53\xef"))
-	d, err := Open(name)
+	d, err := Open(name, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -322,7 +322,7 @@ func FuzzTable(f *testing.F) {
 		if err := os.WriteFile(name, b, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if d, err := Open(name); err == nil {
+		if d, err := Open(name, Options{}); err == nil {
 			for _, p := range d.Partitions {
 				if p.Start < 0 || p.Size <= 0 || p.Start+p.Size > d.Size() {
 					t.Errorf("partition %d at %d of %d bytes is outside %d", p.Number, p.Start, p.Size, d.Size())

@@ -88,7 +88,7 @@ func (r *recorder) within(t *testing.T, allowed []span) {
 // edit opens the disk of that name, enlarges the file, lets f change the table, and writes it.
 func edit(t *testing.T, name string, size int64, f func(*Disk, *TableEdit)) *recorder {
 	t.Helper()
-	d, err := Open(name)
+	d, err := Open(name, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -498,7 +498,7 @@ func TestDamagedPrimary(t *testing.T) {
 	} {
 		g.run(t, c.name, func(t *testing.T) {
 			name := c.make(t)
-			d, err := Open(name)
+			d, err := Open(name, Options{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -516,7 +516,7 @@ func TestDamagedPrimary(t *testing.T) {
 			r := edit(t, name, gib, nil)
 			r.within(t, append(gptSpans(512, c.array, 128*128, 300*mib, gib), span{512, 512}, span{c.array * 512, 128 * 128}))
 			verify(t, name, "gpt")
-			now, err := Open(name)
+			now, err := Open(name, Options{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -713,7 +713,7 @@ func TestGrowMBR(t *testing.T) {
 // sameMBR holds the entries of two disks' boot records, extended ones too, against each other.
 func sameMBR(t *testing.T, ours, theirs string) {
 	t.Helper()
-	d, err := Open(ours)
+	d, err := Open(ours, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -753,7 +753,7 @@ func TestBehind(t *testing.T) {
 			map[int]string{1: "5 3", 5: "3", 3: ""}},
 		{"an extended one that is empty", `printf 'label:dos\n1M,100M\n110M,50M,f\n' | sfdisk -q $D`, map[int]string{1: "2"}},
 	} {
-		d, err := Open(script(300*mib, c.script)(t))
+		d, err := Open(script(300*mib, c.script)(t), Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -784,7 +784,7 @@ func TestDiskSizeFor(t *testing.T) {
 		{"mbr, past 2 TiB", `printf 'label:dos\n1M,100M\n' | sfdisk -q $D`, 1, 3 * tib, 2*tib - 512},
 	} {
 		g.run(t, c.name, func(t *testing.T) {
-			d, err := Open(script(300*mib, c.script)(t))
+			d, err := Open(script(300*mib, c.script)(t), Options{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -838,7 +838,7 @@ func TestEditRefused(t *testing.T) {
 		}), "both extended"},
 	} {
 		g.run(t, c.name, func(t *testing.T) {
-			d, err := Open(c.make(t))
+			d, err := Open(c.make(t), Options{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -853,7 +853,7 @@ func TestEditRefused(t *testing.T) {
 // Clear works once, and never on what is the new table's.
 func TestClear(t *testing.T) {
 	name := script(300*mib, usual)(t)
-	d, err := Open(name)
+	d, err := Open(name, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -902,7 +902,7 @@ func TestClear(t *testing.T) {
 // A partition that has taken the place of the old backup keeps its bytes.
 func TestClearTaken(t *testing.T) {
 	name := script(300*mib, usual+"\ntruncate -s 1G $D")(t)
-	d, err := Open(name)
+	d, err := Open(name, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -104,7 +104,7 @@ func TestLayout(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			name := sparse(t, c.size)
 			tool(t, "", c.make[0], append(c.make[1:len(c.make):len(c.make)], name)...)
-			d, err := Open(name)
+			d, err := Open(name, Options{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -138,7 +138,7 @@ func TestLayout(t *testing.T) {
 			if err := l.Commit(); err != nil {
 				t.Fatal(err)
 			}
-			again, err := Open(name)
+			again, err := Open(name, Options{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -170,7 +170,7 @@ func TestLayoutAdd(t *testing.T) {
 	} {
 		name := sparse(t, 300<<20)
 		tool(t, "", c.make[0], append(c.make[1:len(c.make):len(c.make)], name)...)
-		d, err := Open(name)
+		d, err := Open(name, Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -195,7 +195,7 @@ func TestLayoutAdd(t *testing.T) {
 			if err := errors.Join(v.Fill(), l.Commit()); err != nil {
 				t.Error(err)
 			}
-			again, err := Open(name)
+			again, err := Open(name, Options{})
 			if err != nil {
 				t.Fatal(err)
 			}

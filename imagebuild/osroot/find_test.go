@@ -64,7 +64,7 @@ func TestFindPassesNoRootOver(t *testing.T) {
 			if _, err := f.WriteAt([]byte(c.first), 1<<20+c.at); err != nil {
 				t.Fatal(err)
 			}
-			d, err := disk.Open(name)
+			d, err := disk.Open(name, disk.Options{})
 			if err != nil {
 				t.Fatal(err)
 			}

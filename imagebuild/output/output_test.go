@@ -83,7 +83,7 @@ func TestCreate(t *testing.T) {
 				if base.args != nil {
 					tool(t, "sh", append([]string{"-c", "cd " + dir + " && exec qemu-img \"$@\"", "sh"}, base.args...)...)
 				}
-				d, err := disk.Open(filepath.Join(dir, base.name))
+				d, err := disk.Open(filepath.Join(dir, base.name), disk.Options{})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -167,7 +167,7 @@ func TestCreate(t *testing.T) {
 
 func TestOptions(t *testing.T) {
 	dir := t.TempDir()
-	d, err := disk.Open(rawDisk(t, dir))
+	d, err := disk.Open(rawDisk(t, dir), disk.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -199,7 +199,7 @@ func TestPlaces(t *testing.T) {
 	ctx := context.Background()
 	dir := t.TempDir()
 	name := rawDisk(t, dir)
-	d, err := disk.Open(name)
+	d, err := disk.Open(name, disk.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -293,7 +293,7 @@ func TestBaseChanges(t *testing.T) {
 		t.Run(fmt.Sprintf("%+v", o), func(t *testing.T) {
 			dir := t.TempDir()
 			name := rawDisk(t, dir)
-			d, err := disk.Open(name)
+			d, err := disk.Open(name, disk.Options{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -319,7 +319,7 @@ func TestBaseChanges(t *testing.T) {
 // A filesystem without O_TMPFILE has the output under a temporary name.
 func TestNamedTemporary(t *testing.T) {
 	dir := t.TempDir()
-	d, err := disk.Open(rawDisk(t, dir))
+	d, err := disk.Open(rawDisk(t, dir), disk.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
