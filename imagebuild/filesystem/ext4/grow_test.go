@@ -285,7 +285,7 @@ func TestGrowForms(t *testing.T) {
 // in steps.
 func TestGrowInFlight(t *testing.T) {
 	needTools(t, "mke2fs", "e2fsck", "mount", "umount")
-	for _, f := range []form{
+	for i, f := range []form{
 		{name: "default", size: "100M", args: "-b 4096", many: 300, fill: 97},
 		{name: "1k", size: "40M", args: "-b 1024 -O metadata_csum_seed", many: 500, fill: 95},
 		{name: "ext3", size: "40M", args: "-t ext3 -b 4096", many: 500, fill: 95},
@@ -294,7 +294,11 @@ func TestGrowInFlight(t *testing.T) {
 		{name: "few-inodes-meta_bg", size: "64M", args: "-b 1024 -N 1024 -O meta_bg,^resize_inode", many: 300, fill: 20},
 		{name: "no-resize_inode", size: "40M", args: "-b 1024 -O ^resize_inode,^flex_bg", many: 500, fill: 95},
 	} {
-		for _, step := range []int64{1, 128 * mib} {
+		steps := []int64{1, 128 * mib}
+		if i > 2 && os.Getenv("NODEBAKE_SOAK") == "" {
+			steps = steps[:1]
+		}
+		for _, step := range steps {
 			t.Run(fmt.Sprint(f.name, "-", step), func(t *testing.T) {
 				t.Parallel()
 				img := filepath.Join(workDir(t), "img")
@@ -578,9 +582,9 @@ func TestGrowRandom(t *testing.T) {
 		}
 	}
 	t.Logf("NODEBAKE_SEED=%d", seed)
-	systems, rounds, ops := 8, 2, 60
+	systems, rounds, ops := 6, 2, 60
 	if os.Getenv("NODEBAKE_SOAK") != "" {
-		systems, rounds, ops = 200, 4, 120
+		systems, rounds, ops = 60, 3, 90
 	}
 	for i := range systems {
 		t.Run(fmt.Sprint(i), func(t *testing.T) {
@@ -681,7 +685,7 @@ var (
 func TestGrowAsResize2fs(t *testing.T) {
 	needTools(t, "mke2fs", "e2fsck", "resize2fs", "dumpe2fs")
 	for _, args := range []string{"-b 4096", "-b 1024 -m 7", "-b 4096 -O ^flex_bg,^64bit,^metadata_csum", "-t ext3 -b 2048", "-b 1024 -O meta_bg,^resize_inode", "-b 1024 -O sparse_super2"} {
-		for _, to := range []int64{303, 385, 1500, 5000} {
+		for _, to := range []int64{303, 1500, 5000} {
 			t.Run(fmt.Sprint(args, to), func(t *testing.T) {
 				t.Parallel()
 				img := filepath.Join(workDir(t), "img")
