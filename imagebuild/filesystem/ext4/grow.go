@@ -93,11 +93,11 @@ func (w *Writer) more(blocks int64, inode bool) error {
 	return nil
 }
 
-// leastSize is the least size in bytes with which that many blocks, and an inode, can be taken.
+// leastSize is the least size in bytes with which that many blocks, or an inode, can be taken.
 func (w *Writer) leastSize(blocks int64, inode bool) (int64, error) {
 	free, _ := w.freeTotals()
 	enough := func(p growth) bool {
-		return free+p.free-p.reserved >= blocks && (!inode || p.groups > w.groups)
+		return (blocks == 0 || free+p.free-p.reserved >= blocks) && (!inode || p.groups > w.groups)
 	}
 	// lo is too little, hi is enough. Strides double until they reach past the need, or halve where they reach past
 	// what is possible.

@@ -639,7 +639,7 @@ func TestGrowRandom(t *testing.T) {
 							a.add(&tar.Header{Name: fmt.Sprintf("big%d-%d", round, op), Typeflag: tar.TypeReg, Mode: 0o600}, content(r.Uint64(), int(n)))
 						}
 					case 2:
-						if w.leftIno < 3000 {
+						if w.leftIno < 500 {
 							for k := range w.leftIno + 1 {
 								a.add(&tar.Header{Name: fmt.Sprintf("ino%d-%d-%d", round, op, k), Typeflag: tar.TypeFifo, Mode: 0o600}, nil)
 							}

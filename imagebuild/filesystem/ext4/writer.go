@@ -1013,8 +1013,9 @@ func (w *Writer) freeMap(ino uint32, raw []byte) error {
 }
 
 // Commit writes folders, inodes, bitmaps, group descriptors and the superblock. It can be called once. With
-// CountOnly nothing is written. It returns a *[NoSpaceError] if space ran out, and then, as after any other error,
-// what is on the device is not a filesystem.
+// CountOnly nothing is written. It returns a *[NoSpaceError] if space ran out (wrapped together with the reason, which
+// matches [ErrUnsupported], where Options.Grow was not asked because the filesystem could not grow so far), and then,
+// as after any other error, what is on the device is not a filesystem.
 func (w *Writer) Commit(ctx context.Context) error {
 	if err := w.ready(); err != nil {
 		return err
