@@ -144,6 +144,9 @@ func TestCreateRefuses(t *testing.T) {
 		{ClusterSize: 256}, {ClusterSize: 4 << 20}, {ClusterSize: 5000}, {ClusterSize: -1}, {RefcountBits: 3}, {RefcountBits: 128},
 		{ExtendedL2: true, ClusterSize: 8192}, {Compression: "lz4"}, {Compression: "zlib", CompressionLevel: 10}, {Compression: "zstd", CompressionLevel: 23},
 		{BackingFile: "x"}, {Backing: OpenRaw(new(memFile))}, {Backing: OpenRaw(new(memFile)), BackingFile: "x"},
+		{Data: new(memFile)}, {DataFile: "x"}, {DataFileRaw: true}, {Data: new(memFile), DataFile: "x", Compression: "zlib"},
+		{Data: new(memFile), DataFile: "x", DataFileRaw: true, Backing: OpenRaw(new(memFile)), BackingFile: "x", BackingFormat: "raw"},
+		{Data: new(memFile), DataFile: string(make([]byte, 500)), ClusterSize: 512}, {Data: new(memFile), DataFile: string(make([]byte, 2000))},
 		{Backing: OpenRaw(new(memFile)), BackingFile: string(make([]byte, 500)), BackingFormat: "raw", ClusterSize: 512},
 	} {
 		if _, err := Create(new(memFile), 1<<20, o); err == nil {

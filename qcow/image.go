@@ -7,6 +7,8 @@ import (
 	"io"
 	"iter"
 	"os"
+	"path/filepath"
+	"strings"
 )
 
 var (
@@ -42,6 +44,22 @@ type Options struct {
 	// Resolve opens the backing or data file that an image names. format is as the image says ("raw", "qcow2"), "raw" for a data file.
 	// Nil refuses. NewDirResolver makes a safe one.
 	Resolve func(name, format string) (Source, error)
+
+	// Path is where src is, if Resolve is to get paths. A relative name is then put behind the folder of the image that has it, as QEMU does with
+	// backing files: behind Path's for src, behind the backing file's own for what that names, and so on. An absolute name stays as it is, and so
+	// does one with a protocol ("json:", "nbd:"), which has a colon before any slash. A relative Path counts from the working folder.
+	// If Path is empty, Resolve gets all names as the images have them.
+	Path string
+}
+
+// beside is the path of the file that the image at o.Path calls name.
+func (o Options) beside(name string) string {
+	colon, slash := strings.IndexByte(name, ':'), strings.IndexByte(name, '/')
+	if o.Path == "" || slash == 0 || colon >= 0 && (slash < 0 || colon < slash) {
+		return name
+	}
+	// Not filepath.Join, which would take a/.. away although a may be a symbolic link.
+	return o.Path[:strings.LastIndexByte(o.Path, '/')+1] + name
 }
 
 // Info describes an image.
@@ -113,6 +131,13 @@ type tableLoader interface {
 // Open opens the qcow2 image in src for reading its active state. It reads the header and the L1 table, and opens the backing chain and
 // the data file through o.Resolve. Errors: ErrNotQcow2, ErrUnsupported, ErrCorrupt, ErrBacking, or what src returns.
 func Open(src Source, o Options) (*Image, error) {
+	if o.Path != "" && !filepath.IsAbs(o.Path) {
+		dir, err := os.Getwd()
+		if err != nil {
+			return nil, err
+		}
+		o.Path = dir + "/" + o.Path
+	}
 	budget := int64(2 * maxL1Bytes)
 	im, err := open(src, o, newCaches(), nil, &budget)
 	if err != nil {
@@ -179,7 +204,7 @@ func (im *Image) openOthers(o Options, chain []Source, l1Budget *int64) error {
 		if !ok {
 			return fmt.Errorf("%w: the image has an external data file but does not name it", ErrBacking)
 		}
-		src, err := o.resolve("data file", string(name), "raw")
+		src, _, err := o.resolve("data file", string(name), "raw")
 		if err != nil {
 			return err
 		}
@@ -197,9 +222,12 @@ func (im *Image) openOthers(o Options, chain []Source, l1Budget *int64) error {
 	default:
 		return fmt.Errorf("%w: %q has the format %q (raw and qcow2 are known)", ErrBacking, h.backingFile, format)
 	}
-	src, err := o.resolve("backing file", h.backingFile, string(format))
+	src, path, err := o.resolve("backing file", h.backingFile, string(format))
 	if err != nil {
 		return err
+	}
+	if o.Path != "" {
+		o.Path = path
 	}
 	im.own(src)
 	if string(format) == "raw" {
@@ -212,15 +240,15 @@ func (im *Image) openOthers(o Options, chain []Source, l1Budget *int64) error {
 	return nil
 }
 
-func (o Options) resolve(what, name, format string) (Source, error) {
+func (o Options) resolve(what, name, format string) (src Source, path string, err error) {
 	if o.Resolve == nil {
-		return nil, fmt.Errorf("%w: the image needs the %s %q", ErrBacking, what, name)
+		return nil, "", fmt.Errorf("%w: the image needs the %s %q", ErrBacking, what, name)
 	}
-	src, err := o.Resolve(name, format)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %s %q: %w", ErrBacking, what, name, err)
+	path = o.beside(name)
+	if src, err = o.Resolve(path, format); err != nil {
+		return nil, "", fmt.Errorf("%w: %s %q: %w", ErrBacking, what, name, err)
 	}
-	return src, nil
+	return src, path, nil
 }
 
 func (im *Image) own(s Source) {
@@ -308,8 +336,26 @@ func (im *Image) lookup(off, end int64, probe bool) (segment, error) {
 		return s, nil
 	}
 	s, err := im.lookupOwn(off, end)
-	if err != nil || s.kind != Hole || im.backing == nil {
+	if err != nil {
 		return s, err
+	}
+	if s.kind == Data && probe && im.hdr.hasDataFile() {
+		// A raw data file has all clusters allocated, and is sparse.
+		if hs, ok := im.data.(holeSource); ok {
+			hole, to, err := hs.nextRange(s.host)
+			if err != nil {
+				return s, err
+			}
+			if to > s.host {
+				s.end = min(s.end, s.start+to-s.host)
+				if hole {
+					s.kind = Zero
+				}
+			}
+		}
+	}
+	if s.kind != Hole || im.backing == nil {
+		return s, nil
 	}
 	b, err := im.backing.lookup(off, s.end, probe)
 	if err != nil {

@@ -325,6 +325,62 @@ func TestDirResolver(t *testing.T) {
 	}
 }
 
+// TestLocalResolver opens a chain that goes through several folders, as QEMU does.
+func TestLocalResolver(t *testing.T) {
+	needTool(t, "qemu-img", "qemu-io")
+	dir := t.TempDir()
+	at := func(name string) string { return filepath.Join(dir, name) }
+	for _, d := range []string{"a", "b/deep", "c:colon", "elsewhere/d"} {
+		if err := os.MkdirAll(at(d), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// A link to a folder: what stands above it is not what its name says.
+	if err := os.Symlink(at("elsewhere/d"), at("b/link")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(at("elsewhere/base.raw"), bytes.Repeat([]byte("base"), 1<<18), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for i, l := range []struct{ file, backing, format string }{
+		{"b/one.qcow2", "link/../base.raw", "raw"},
+		{"b/deep/two.qcow2", "../one.qcow2", "qcow2"},
+		{"c:colon/three.qcow2", "../b/deep/two.qcow2", "qcow2"},
+		{"a/four.qcow2", at("c:colon/three.qcow2"), "qcow2"},
+		{"a/five.qcow2", "./four.qcow2", "qcow2"},
+	} {
+		run(t, "qemu-img", "create", "-q", "-f", "qcow2", "-b", l.backing, "-F", l.format, at(l.file), "1M")
+		qemuIO(t, at(l.file), fmt.Sprintf("write -P %d %d 100000", i+1, i*50000))
+	}
+	want := qemuRaw(t, at("a/five.qcow2"))
+	t.Chdir(at("a"))
+	for _, path := range []string{at("a/five.qcow2"), "five.qcow2", "./five.qcow2", "../a/five.qcow2"} {
+		im, err := Open(fileSrc(t, path), Options{Path: path, Resolve: ResolveLocal})
+		if err != nil {
+			t.Fatalf("%s: %v", path, err)
+		}
+		got := make([]byte, im.Size())
+		if _, err := im.ReadAt(got, 0); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%s: the content differs (%v)", path, err)
+		}
+		im.Close()
+	}
+	if _, err := Open(fileSrc(t, "five.qcow2"), Options{Resolve: ResolveLocal}); !errors.Is(err, ErrBacking) || !strings.Contains(err.Error(), "absolute") {
+		t.Errorf("without a path: %v", err)
+	}
+	run(t, "mkfifo", "fifo")
+	for backing, text := range map[string]string{
+		"json:{\"driver\":\"raw\"}": "protocol", "nbd://127.0.0.1/x": "protocol", "nbd:unix:/s": "protocol", "http://h/x": "protocol", "file:four.qcow2": "protocol",
+		"/dev/zero": "regular", "fifo": "regular", "missing": "no such file", "../b": "regular", "../a/loop.qcow2": "loop", at("b/../a/loop.qcow2"): "loop",
+	} {
+		run(t, "qemu-img", "create", "-q", "-u", "-f", "qcow2", "-b", backing, "-F", "qcow2", "loop.qcow2", "1M")
+		_, err := Open(fileSrc(t, "loop.qcow2"), Options{Path: "loop.qcow2", Resolve: ResolveLocal})
+		if !errors.Is(err, ErrBacking) || !strings.Contains(err.Error(), text) {
+			t.Errorf("%s: %v; want %q", backing, err, text)
+		}
+	}
+}
+
 func TestBackingLoops(t *testing.T) {
 	needTool(t, "qemu-img")
 	dir := t.TempDir()

@@ -39,6 +39,14 @@ type CreateOptions struct {
 	Backing       *Image
 	BackingFile   string
 	BackingFormat string
+
+	// Data, an empty file, gets the guest's data, each byte at its guest offset; f then has the tables alone. DataFile is its name for the header,
+	// stored as it is. It excludes Compression. The Writer truncates Data to the guest size and does not close it.
+	Data     File
+	DataFile string
+	// DataFileRaw promises that Data is by itself the raw disk, whatever the tables say: all clusters are allocated from the start, and zeros
+	// are written (none where Data reads as zeros). It excludes Backing.
+	DataFileRaw bool
 }
 
 // Writer writes guest bytes to a qcow2 image. It is for one goroutine at a time. The file is right only after Close (or Flush) has
@@ -47,11 +55,12 @@ type CreateOptions struct {
 // Clusters are allocated at the end of the file, in the order of guest offsets within each batch, so the same writes give the same file.
 // Clusters that become free stay holes of the file.
 type Writer struct {
-	f   File
-	im  *Image // the read view of the file as it stands, without the buffer
-	hdr *header
-	cs  int64
-	cb  uint
+	f    File
+	data File   // f, or the external data file
+	im   *Image // the read view of the file as it stands, without the buffer
+	hdr  *header
+	cs   int64
+	cb   uint
 
 	end     int64 // where the next cluster is allocated
 	l1Dirty bool
@@ -127,8 +136,26 @@ func Create(f File, size int64, o CreateOptions) (*Writer, error) {
 		h.backingFile = o.BackingFile
 		h.exts = append(h.exts, extension{extBackingFormat, []byte(o.BackingFormat)})
 	}
+	if (o.Data != nil) != (o.DataFile != "") || o.DataFileRaw && o.Data == nil {
+		return nil, errors.New("qcow: an external data file needs both Data and DataFile")
+	}
+	if o.Data != nil {
+		switch {
+		case o.Compression != "":
+			return nil, errors.New("qcow: compressed clusters cannot lie in an external data file")
+		case o.DataFileRaw && o.Backing != nil:
+			return nil, errors.New("qcow: a raw external data file together with a backing file")
+		case len(o.DataFile) > maxBackingName:
+			return nil, fmt.Errorf("qcow: data file name of %d bytes (at most %d)", len(o.DataFile), maxBackingName)
+		}
+		h.incompat |= incompatDataFile
+		if o.DataFileRaw {
+			h.autoclear |= autoclearDataRaw
+		}
+		h.exts = append(h.exts, extension{extDataFile, []byte(o.DataFile)})
+	}
 	named := extension{extFeatureNames, featureNameTable()}
-	if int64(headerLenOut+len(named.data)+64+len(h.backingFile)) <= h.clusterSize() {
+	if int64(headerLenOut+len(named.data)+64+len(h.backingFile)+len(o.DataFile)) <= h.clusterSize() {
 		h.exts = append(h.exts, named)
 	}
 	if _, err := h.encode(); err != nil {
@@ -142,6 +169,10 @@ func Create(f File, size int64, o CreateOptions) (*Writer, error) {
 
 	w := newWriter(f, h, 0, o.Backing)
 	w.enc = enc
+	if o.Data != nil {
+		w.data = o.Data
+		w.im.data = writerSource{w, o.Data}
+	}
 	w.im.l1 = make([]uint64, h.l1Size)
 	// As qemu-img lays it out: header, refcount table, first refcount block, L1 table.
 	h.rtClusters, h.rtOff = 1, uint64(w.cs)
@@ -156,7 +187,22 @@ func Create(f File, size int64, o CreateOptions) (*Writer, error) {
 		return nil, err
 	}
 	h.l1Off = uint64(off)
+	if o.DataFileRaw {
+		if err := w.allocRaw(0, size); err != nil {
+			return nil, err
+		}
+	}
 	return w, nil
+}
+
+// allocRaw gives the guest range [from, to) its clusters in a raw data file.
+func (w *Writer) allocRaw(from, to int64) error {
+	for c := from >> w.cb; c<<w.cb < to; c++ {
+		if err := w.setEntry(c, uint64(c<<w.cb)|flagCopied, subAlloc); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // OpenPatch opens an existing image of fileSize bytes for changes in place; f is a private copy of it. It first checks the whole image's
@@ -215,8 +261,8 @@ func OpenPatch(f File, fileSize int64, o Options) (*Writer, error) {
 }
 
 func newWriter(f File, h *header, fileSize int64, backing *Image) *Writer {
-	w := &Writer{f: f, hdr: h, cs: h.clusterSize(), cb: uint(h.clusterBits), buf: map[int64]*clusterBuf{}}
-	w.im = newImage(writerSource{w}, h, newCaches())
+	w := &Writer{f: f, data: f, hdr: h, cs: h.clusterSize(), cb: uint(h.clusterBits), buf: map[int64]*clusterBuf{}}
+	w.im = newImage(writerSource{w, f}, h, newCaches())
 	w.im.caches.decoded.budget = 4 << 20
 	w.im.tables = &w.tables
 	w.im.backing = backing
@@ -470,7 +516,7 @@ func (w *Writer) flushCluster(c int64, b *clusterBuf) error {
 				return nil
 			}
 			// A new cluster at the end of the file reads as zeros where it is not written.
-			off, err := w.alloc(1)
+			off, err := w.allocData(c, 1)
 			if err != nil {
 				return err
 			}
@@ -500,7 +546,7 @@ func (w *Writer) putCluster(c int64, e, bm uint64, data []byte) error {
 		}
 		return w.setEntry(c, e&offsetMask|flagCopied, subAlloc)
 	}
-	off, err := w.alloc(1)
+	off, err := w.allocData(c, 1)
 	if err != nil {
 		return err
 	}
@@ -513,8 +559,19 @@ func (w *Writer) putCluster(c int64, e, bm uint64, data []byte) error {
 	return w.drop(e)
 }
 
+// allocData finds room for the n guest clusters from c on, which read as zeros there.
+func (w *Writer) allocData(c, n int64) (int64, error) {
+	if w.hdr.hasDataFile() {
+		return c << w.cb, nil
+	}
+	return w.alloc(n)
+}
+
 // putZero makes a whole cluster read as zeros.
 func (w *Writer) putZero(c int64, e, bm uint64) error {
+	if w.hdr.autoclear&autoclearDataRaw != 0 {
+		return w.zeroRaw(c)
+	}
 	if e == 0 && bm == 0 {
 		if hole, err := w.holeAt(c); err != nil || hole {
 			return err
@@ -538,6 +595,20 @@ func (w *Writer) putZero(c int64, e, bm uint64) error {
 		return err
 	}
 	return w.drop(e)
+}
+
+// zeroRaw writes zeros to a raw data file, if there is anything else.
+func (w *Writer) zeroRaw(c int64) error {
+	if err := w.flushStage(); err != nil {
+		return err
+	}
+	n, err := readFull(w.data, w.scratch, c<<w.cb)
+	if err != nil || isZero(w.scratch[:n]) {
+		return err
+	}
+	clear(w.scratch)
+	_, err = w.data.WriteAt(w.scratch, c<<w.cb)
+	return err
 }
 
 // writeClusters writes whole guest clusters straight through, in runs that are contiguous in the file.
@@ -577,11 +648,11 @@ func (w *Writer) writeClusters(c int64, p []byte) error {
 		}
 		host := int64(e & offsetMask)
 		if !place {
-			if host, err = w.alloc(run); err != nil {
+			if host, err = w.allocData(c+i, run); err != nil {
 				return err
 			}
 		}
-		if _, err := w.f.WriteAt(data[:run<<w.cb], host); err != nil {
+		if _, err := w.data.WriteAt(data[:run<<w.cb], host); err != nil {
 			return err
 		}
 		for j := range run {
@@ -608,7 +679,7 @@ func (w *Writer) writeClusters(c int64, p []byte) error {
 
 // inPlace tells whether the entry has a host cluster of its own.
 func (w *Writer) inPlace(e uint64) bool {
-	return e&flagCompressed == 0 && e&flagCopied != 0 && e&offsetMask != 0
+	return e&flagCompressed == 0 && e&flagCopied != 0 && (e&offsetMask != 0 || w.hdr.hasDataFile())
 }
 
 // whole tells whether all bytes of the entry's host cluster are what the guest reads.
@@ -697,13 +768,13 @@ func (w *Writer) drop(e uint64) error {
 		first, last := off>>w.cb, (off+n-1)>>w.cb
 		return w.updateRefcounts(first, last-first+1, -1)
 	}
-	if off := int64(e & offsetMask); off != 0 {
+	if off := int64(e & offsetMask); off != 0 && !w.hdr.hasDataFile() {
 		return w.updateRefcounts(off>>w.cb, 1, -1)
 	}
 	return nil
 }
 
-// writeStaged writes p at off of the file, joined with neighbouring writes.
+// writeStaged writes p at off of the file that has the data, joined with neighbouring writes.
 func (w *Writer) writeStaged(off int64, p []byte) error {
 	if len(w.stage) > 0 && (w.stageOff+int64(len(w.stage)) != off || len(w.stage)+len(p) > stageBytes) {
 		if err := w.flushStage(); err != nil {
@@ -711,7 +782,7 @@ func (w *Writer) writeStaged(off int64, p []byte) error {
 		}
 	}
 	if len(p) >= stageBytes {
-		_, err := w.f.WriteAt(p, off)
+		_, err := w.data.WriteAt(p, off)
 		return err
 	}
 	if len(w.stage) == 0 {
@@ -725,7 +796,7 @@ func (w *Writer) flushStage() error {
 	if len(w.stage) == 0 {
 		return nil
 	}
-	_, err := w.f.WriteAt(w.stage, w.stageOff)
+	_, err := w.data.WriteAt(w.stage, w.stageOff)
 	w.stage = w.stage[:0]
 	return err
 }
@@ -759,6 +830,11 @@ func (w *Writer) flushMetadata() error {
 	}
 	if err := w.f.Truncate(w.end); err != nil {
 		return err
+	}
+	if w.hdr.hasDataFile() {
+		if err := w.data.Truncate(w.im.size); err != nil {
+			return err
+		}
 	}
 	b, err := w.hdr.encode()
 	if err != nil {
@@ -826,22 +902,32 @@ func (w *Writer) Grow(size int64) error {
 }
 
 func (w *Writer) grow(old, size int64, entries int) error {
-	if entries > int(w.hdr.l1Size) {
-		clusters := (int64(entries)*8 + w.cs - 1) >> w.cb
-		off, err := w.alloc(clusters)
-		if err != nil {
-			return err
-		}
-		if err := w.updateRefcounts(int64(w.hdr.l1Off)>>w.cb, (int64(w.hdr.l1Size)*8+w.cs-1)>>w.cb, -1); err != nil {
-			return err
+	if old := int(w.hdr.l1Size); entries > old {
+		clusters := (int64(old)*8 + w.cs - 1) >> w.cb
+		if int64(entries)*8 > clusters<<w.cb {
+			// A table that moves gets room to grow, or many small steps would each leave one behind.
+			room := min(max(int64(entries), int64(old)+int64(old)/2)*8, maxL1Bytes)
+			room = (room + w.cs - 1) &^ (w.cs - 1)
+			off, err := w.alloc(room >> w.cb)
+			if err != nil {
+				return err
+			}
+			if err := w.updateRefcounts(int64(w.hdr.l1Off)>>w.cb, clusters, -1); err != nil {
+				return err
+			}
+			w.hdr.l1Off = uint64(off)
+			entries = int(room / 8)
 		}
 		w.im.l1 = append(w.im.l1, make([]uint64, entries-len(w.im.l1))...)
-		w.hdr.l1Off, w.hdr.l1Size = uint64(off), uint32(entries)
+		w.hdr.l1Size = uint32(entries)
 		w.l1Dirty = true
 	}
 	// VM state of snapshots lies behind the guest size in their own L1 tables; in the active one nothing may show up there.
 	w.im.size, w.hdr.size = size, uint64(size)
 	first, last := old>>w.cb, (size-1)>>w.cb
+	if w.hdr.autoclear&autoclearDataRaw != 0 {
+		return w.allocRaw((old+w.cs-1)&^(w.cs-1), size)
+	}
 	if in := old & (w.cs - 1); in != 0 {
 		tail := make([]byte, min((first+1)<<w.cb, size)-old)
 		if err := w.writeBuffer(first, in, tail); err != nil {
@@ -866,7 +952,10 @@ func (w *Writer) grow(old, size int64, entries int) error {
 }
 
 // writerSource is the file as the read view of a Writer sees it.
-type writerSource struct{ w *Writer }
+type writerSource struct {
+	w *Writer
+	f File
+}
 
 func (s writerSource) Size() int64 { return s.w.end }
 
@@ -874,7 +963,7 @@ func (s writerSource) ReadAt(p []byte, off int64) (int, error) {
 	if err := s.w.flushStage(); err != nil {
 		return 0, err
 	}
-	return s.w.f.ReadAt(p, off)
+	return s.f.ReadAt(p, off)
 }
 
 // section is a Source of a file whose size is known.
