@@ -155,6 +155,43 @@ func FuzzTables(f *testing.F) {
 	})
 }
 
+// FuzzDirectories changes the snapshot table, or the bitmap directory and the first bitmap's table, of images that QEMU made.
+func FuzzDirectories(f *testing.F) {
+	be := binary.BigEndian
+	read := func(name string) []byte {
+		b, err := os.ReadFile("testdata/" + name)
+		if err != nil {
+			f.Fatal(err)
+		}
+		return b
+	}
+	snap, bitmap := read("snap.qcow2"), read("bitmap.qcow2")
+	h, err := readHeader(&memFile{b: bitmap})
+	if err != nil {
+		f.Fatal(err)
+	}
+	x, ok, err := h.bitmaps()
+	if !ok || err != nil {
+		f.Fatal("no bitmaps: ", err)
+	}
+	table := be.Uint64(bitmap[x.dirOff:])
+	f.Add([]byte{}, []byte{})
+	f.Add([]byte{0, 0, 0, 0, 0, 0, 4, 0}, []byte{0, 0, 0, 0, 0, 0, 4, 1})
+	f.Add(append(make([]byte, 8), 0xff, 0xff, 0xff), append(make([]byte, 16), 0xff, 0xff))
+	f.Add(append(make([]byte, 36), 0xff), append(make([]byte, 8), 0x7f))
+	f.Fuzz(func(t *testing.T, a, b []byte) {
+		xor := func(image []byte, off uint64, p []byte) []byte {
+			image = bytes.Clone(image)
+			for i := 0; i < len(p) && int(off)+i < len(image); i++ {
+				image[int(off)+i] ^= p[i]
+			}
+			return image
+		}
+		exercise(t, xor(snap, be.Uint64(snap[64:]), a))
+		exercise(t, xor(xor(bitmap, x.dirOff, a), table, b))
+	})
+}
+
 // FuzzInflate holds our inflate against the standard library's.
 func FuzzInflate(f *testing.F) {
 	for _, level := range []int{1, 6, flate.HuffmanOnly, flate.NoCompression} {

@@ -2,6 +2,7 @@ package qcow
 
 import (
 	"bytes"
+	"compress/flate"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -257,6 +258,65 @@ func TestRefusals(t *testing.T) {
 				t.Errorf("Open: %v; want %v with %q", err, c.want, c.text)
 			}
 		})
+	}
+}
+
+// TestEncrypted refuses what qemu-img encrypts.
+func TestEncrypted(t *testing.T) {
+	needTool(t, "qemu-img")
+	for format, text := range map[string]string{"luks": "LUKS", "aes": "AES"} {
+		file := filepath.Join(t.TempDir(), "e.qcow2")
+		o := "encrypt.key-secret=s,encrypt.format=" + format
+		if format == "luks" {
+			o += ",encrypt.iter-time=10"
+		}
+		run(t, "qemu-img", "create", "-q", "--object", "secret,id=s,data=abc", "-f", "qcow2", "-o", o, file, "1M")
+		if _, err := Open(fileSrc(t, file), Options{}); !errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), text) {
+			t.Errorf("%s: %v", format, err)
+		}
+	}
+}
+
+// TestWideWindow reads a cluster with zlib's largest window, which qemu-img does not write.
+func TestWideWindow(t *testing.T) {
+	rng := seeded(t, 1)
+	p := make([]byte, 65536)
+	for i := range 32000 {
+		p[i] = byte(rng.Uint32())
+	}
+	copy(p[32700:], p[:32000])
+	var z bytes.Buffer
+	fw, err := flate.NewWriter(&z, 9)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := fw.Write(p); err != nil {
+		t.Fatal(err)
+	}
+	if err := fw.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if z.Len() > 33000 {
+		t.Fatalf("%d bytes: no distant match", z.Len())
+	}
+	f := new(memFile)
+	w, err := Create(f, 1<<20, CreateOptions{Compression: "zlib"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.putBlob(3, p, z.Bytes(), false); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	im, err := Open(f, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, len(p))
+	if _, err := im.ReadAt(got, 3<<16); err != nil || !bytes.Equal(got, p) {
+		t.Errorf("the content differs (%v)", err)
 	}
 }
 
