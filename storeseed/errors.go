@@ -19,7 +19,11 @@ var (
 	ErrUnsupportedTransport = errors.New("unsupported transport")
 	// ErrSourceChanged is a source that gave another image the second time it was asked.
 	ErrSourceChanged = errors.New("the source changed while it was read")
+	// ErrNotCached is something of an image that only a registry has, while none may be asked.
+	ErrNotCached = errors.New("not in the cache")
 )
+
+var errBlocked = errors.New("no image may come from it")
 
 // errHalfWritten keeps a store whose layer could not be taken away again from being committed.
 var errHalfWritten = errors.New("a layer was left half written")

@@ -13,6 +13,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	digest "github.com/opencontainers/go-digest"
@@ -27,6 +29,8 @@ import (
 	"go.podman.io/image/v5/types"
 	"go.podman.io/storage"
 	"go.podman.io/storage/pkg/configfile"
+
+	"github.com/nodebake/nodebake/storeseed/blobcache"
 )
 
 // Source is an image to pull.
@@ -76,11 +80,20 @@ type PullOptions struct {
 	Platform Platform
 	// ReportWriter gets the library's own progress, bars if it is a terminal; nil discards it.
 	ReportWriter io.Writer
-	// Retries is how often a pull that failed on the way is tried again. A refused image, a wrong
-	// digest and the like are final at once.
+	// Retries is how often in a row a request to a registry that failed on the way is tried again; a blob goes on
+	// where it was. A refused image, a wrong digest, an answer such as "not found" or "unauthorized" are final at
+	// once. On top of it the library itself waits for a registry that says "too many requests".
 	Retries int
-	// RetryDelay is the pause before the first retry; it doubles each time. 0 is one second.
+	// RetryDelay is the pause before the first retry; it doubles each time, up to a minute. 0 is one second.
 	RetryDelay time.Duration
+	// Cache, if set, keeps what comes from registries, and is asked before they are. What it says of a tag is
+	// believed, however old it is: see Refresh. It stays open until after the pull.
+	Cache *blobcache.Cache
+	// Offline takes images of registries from Cache alone; what it lacks is ErrNotCached.
+	Offline bool
+	// Refresh asks the registry again what a tag stands for, and for signatures; blobs still come from Cache. Not
+	// together with Offline.
+	Refresh bool
 	// Log gets warnings; nil is silent, or for Store.Pull the store's.
 	Log logrus.FieldLogger
 }
@@ -115,15 +128,67 @@ type Result struct {
 // Opened is an image whose manifest and config were read, so that all is known of it but its layers' contents.
 // It is for one goroutine at a time.
 type Opened struct {
-	o   PullOptions
-	sys types.SystemContext
-	src types.ImageSource // nil once a pull has used it up
-	p   *plan
+	o        PullOptions
+	sys      types.SystemContext
+	src      types.ImageSource // nil once it was closed
+	p        *plan
+	prefetch *Prefetch // nil if layers are not fetched ahead
+	// policyLock is held while a policy that was given, and that others may use, is asked.
+	policyLock *sync.Mutex
 }
 
-// Open opens an image for a pull and refuses it if it is none that a store can hold, or is for another platform.
-// The caller closes it.
+// registry is the image's source if it is a registry, else nil.
+func (i *Opened) registry() *registrySource {
+	r, _ := i.src.(*registrySource)
+	return r
+}
+
+// Open opens an image for a pull and refuses it if it is none that a store can hold, is for another platform, or
+// is not let in by the policy. The caller closes it.
 func Open(ctx context.Context, o PullOptions) (*Opened, error) {
+	return open(ctx, o, &sync.Mutex{})
+}
+
+// OpenAll opens images as Open does, at most parallel of them at a time (0 is DefaultParallel), and returns them
+// in the order given. The error is that of the first image in that order that fails; then none stays open.
+func OpenAll(ctx context.Context, list []PullOptions, parallel int) ([]*Opened, error) {
+	if parallel <= 0 {
+		parallel = DefaultParallel
+	}
+	out, errs := make([]*Opened, len(list)), make([]error, len(list))
+	var policy sync.Mutex
+	var work sync.WaitGroup
+	var failed atomic.Int64 // the first image that failed
+	failed.Store(int64(len(list)))
+	places := make(chan struct{}, parallel)
+	for n := range list {
+		places <- struct{}{}
+		if int64(n) > failed.Load() {
+			break
+		}
+		work.Go(func() {
+			defer func() { <-places }()
+			if out[n], errs[n] = open(ctx, list[n], &policy); errs[n] != nil {
+				for at := failed.Load(); int64(n) < at && !failed.CompareAndSwap(at, int64(n)); at = failed.Load() {
+				}
+			}
+		})
+	}
+	work.Wait()
+	for _, err := range errs {
+		if err != nil {
+			for _, i := range out {
+				if i != nil {
+					i.Close()
+				}
+			}
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+func open(ctx context.Context, o PullOptions, policy *sync.Mutex) (*Opened, error) {
 	if o.Ref == nil {
 		return nil, errors.New("no image reference")
 	}
@@ -141,7 +206,10 @@ func Open(ctx context.Context, o PullOptions) (*Opened, error) {
 	if o.Log == nil {
 		o.Log = silent()
 	}
-	i := &Opened{o: o}
+	if o.Offline && o.Refresh {
+		return nil, errors.New("an image cannot be asked for again while no registry may be asked")
+	}
+	i := &Opened{o: o, policyLock: policy}
 	if o.System != nil {
 		i.sys = *o.System
 	}
@@ -160,6 +228,21 @@ func (i *Opened) Created() time.Time {
 	return i.p.oci.Created.UTC()
 }
 
+// Info is what a pull will say of the image, as far as it is known before: which manifest, list and config, and
+// which layers, whose Size is -1.
+func (i *Opened) Info() Result {
+	p := i.p
+	res := Result{ID: p.configDigest.Encoded(), ManifestDigest: p.manifestDigest, Names: slices.Clone(i.o.Names), Created: i.Created(),
+		Platform: Platform{p.oci.OS, p.oci.Architecture, p.oci.Variant}}
+	if p.list != nil {
+		res.ListDigest = digest.FromBytes(p.list)
+	}
+	for _, s := range p.specs {
+		res.Layers = append(res.Layers, Layer{ID: s.id, DiffID: s.diffID, CompressedDigest: s.blob, CompressedSize: s.blobSize, Size: -1})
+	}
+	return res
+}
+
 // Close lets go of the source. It may be called more than once.
 func (i *Opened) Close() error {
 	if i.src == nil {
@@ -170,41 +253,68 @@ func (i *Opened) Close() error {
 	return src.Close()
 }
 
+// open opens the source and plans. What the cache says that leads to a refusal is asked for again.
 func (i *Opened) open(ctx context.Context) error {
-	src, err := i.o.Ref.NewImageSource(ctx, &i.sys)
+	if i.o.Ref.Transport().Name() != "docker" {
+		src, err := i.o.Ref.NewImageSource(ctx, &i.sys)
+		if err != nil {
+			return err
+		}
+		return i.admit(ctx, src)
+	}
+	src, err := newRegistrySource(&i.o, &i.sys, i.o.Refresh)
 	if err != nil {
 		return err
 	}
-	if i.p, err = i.plan(ctx, src); err != nil {
-		src.Close()
+	err = i.admit(ctx, src)
+	if err == nil || i.o.Cache == nil || i.o.Offline || i.o.Refresh || mayRetry(ctx, err) || ctx.Err() != nil {
 		return err
 	}
-	i.src = src
+	i.o.Log.Debugf("%s: %v; asking the registry again", refName(i.o.Ref), err)
+	again, nerr := newRegistrySource(&i.o, &i.sys, true)
+	if nerr != nil {
+		return err
+	}
+	return i.admit(ctx, again)
+}
+
+// admit plans the pull and asks the policy. It closes src if either refuses.
+func (i *Opened) admit(ctx context.Context, src types.ImageSource) (err error) {
+	defer func() {
+		if err != nil {
+			src.Close()
+		}
+	}()
+	p, err := i.plan(ctx, src)
+	if err != nil {
+		return err
+	}
+	if err := i.allow(ctx, src, p); err != nil {
+		return err
+	}
+	if r, ok := src.(*registrySource); ok {
+		if err := r.resolved(p.list != nil, p); err != nil {
+			return err
+		}
+		if !r.at.IsZero() {
+			i.o.Log.Infof("%s is %s, as the cache learnt at %s", refName(i.o.Ref), r.top, r.at.UTC().Format(time.RFC3339))
+		}
+	}
+	i.p, i.src = p, src
 	return nil
 }
 
 // retry tries until it succeeds, fails for good, or has been tried often enough.
 func (i *Opened) retry(ctx context.Context, try func() error) error {
-	delay := i.o.RetryDelay
-	if delay == 0 {
-		delay = time.Second
-	}
-	for n := 0; ; n++ {
+	b := backoffOf(&i.o)
+	for {
 		err := try()
 		if err == nil {
 			return nil
 		}
-		err = fmt.Errorf("pulling %s: %w", refName(i.o.Ref), err)
-		if n >= i.o.Retries || !mayRetry(ctx, err) {
+		if err := b.wait(ctx, fmt.Errorf("pulling %s: %w", refName(i.o.Ref), err)); err != nil {
 			return err
 		}
-		i.o.Log.Warnf("%v; trying again in %s", err, delay)
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(delay):
-		}
-		delay *= 2
 	}
 }
 
@@ -236,25 +346,27 @@ func (s *Store) PullOpened(ctx context.Context, i *Opened) (Result, error) {
 	if s.committed {
 		return Result{}, errors.New("the store was committed already")
 	}
-	policy, done, err := s.policy(i.o.Policy, &i.sys)
-	if err != nil {
-		return Result{}, err
+	if s.broken != nil {
+		return Result{}, s.broken
 	}
-	defer done()
-	var res Result
-	err = i.retry(ctx, func() error {
-		if s.broken != nil {
-			return s.broken
+	if i.src == nil {
+		if err := i.retry(ctx, func() error { return i.open(ctx) }); err != nil {
+			return Result{}, err
 		}
-		if i.src == nil {
-			if err := i.open(ctx); err != nil {
-				return err
-			}
+	}
+	defer i.Close()
+	if i.registry() != nil && i.prefetch == nil {
+		p, err := s.Prefetch(ctx, []*Opened{i}, PrefetchOptions{})
+		if err != nil {
+			return Result{}, fmt.Errorf("pulling %s: %w", refName(i.o.Ref), err)
 		}
-		res, err = s.pullOnce(ctx, i, policy)
-		return err
-	})
-	return res, err
+		defer p.Close()
+	}
+	res, err := s.pullOnce(ctx, i)
+	if err != nil {
+		return res, fmt.Errorf("pulling %s: %w", refName(i.o.Ref), err)
+	}
+	return res, nil
 }
 
 func refName(r types.ImageReference) string {
@@ -266,23 +378,51 @@ func mayRetry(ctx context.Context, err error) bool {
 		return false
 	}
 	for _, final := range []error{errHalfWritten, ErrDigestMismatch, ErrHostileLayer, ErrUnsupportedImage, ErrCorruptStore, ErrPlatform,
-		fs.ErrNotExist, fs.ErrPermission, fs.ErrExist} {
+		ErrNotCached, errBlocked, fs.ErrNotExist, fs.ErrPermission, fs.ErrExist} {
 		if errors.Is(err, final) {
 			return false
 		}
 	}
 	var rejected signature.PolicyRequirementError
-	return !errors.As(err, &rejected)
+	return !errors.As(err, &rejected) && !refusedByRegistry(err)
 }
 
-func (s *Store) policy(given *signature.PolicyContext, sys *types.SystemContext) (*signature.PolicyContext, func(), error) {
-	if given != nil {
-		return given, func() {}, nil
+// allow asks the policy whether the image is let in, and keeps its signatures.
+func (i *Opened) allow(ctx context.Context, src types.ImageSource, p *plan) error {
+	img, done := types.UnparsedImage(p.unparsed), func() {}
+	var err error
+	if r, ok := src.(*registrySource); ok {
+		img, p.signatures, done, err = r.signed(ctx, p)
+	} else if p.signatures, err = signaturesOf(ctx, p.unparsed); err != nil {
+		// A policy that asks for them fails on its own.
+		i.o.Log.Warnf("%s: signatures are not kept: %v", refName(i.o.Ref), err)
+		err = nil
 	}
-	p, err := signature.DefaultPolicy(sys)
+	if err != nil {
+		return fmt.Errorf("reading signatures: %w", err)
+	}
+	defer done()
+	policy, end, err := i.policy()
+	if err != nil {
+		return err
+	}
+	defer end()
+	i.policyLock.Lock()
+	defer i.policyLock.Unlock()
+	if ok, err := policy.IsRunningImageAllowed(ctx, img); err != nil || !ok {
+		return fmt.Errorf("the image is not let in by the signature policy: %w", err)
+	}
+	return nil
+}
+
+func (i *Opened) policy() (*signature.PolicyContext, func(), error) {
+	if i.o.Policy != nil {
+		return i.o.Policy, func() {}, nil
+	}
+	p, err := signature.DefaultPolicy(&i.sys)
 	if errors.Is(err, configfile.ErrConfigFileNotFound) {
-		s.log.Warn("no policy.json on this host: images are let in without any check of who made them")
-		p, err = &signature.Policy{Default: signature.PolicyRequirements{signature.NewPRInsecureAcceptAnything()}}, nil
+		i.o.Log.Warnf("no policy.json on this host: %s is let in without any check of who made it", refName(i.o.Ref))
+		p, err = anyone(), nil
 	}
 	if err != nil {
 		return nil, nil, fmt.Errorf("reading the signature policy: %w", err)
@@ -292,6 +432,11 @@ func (s *Store) policy(given *signature.PolicyContext, sys *types.SystemContext)
 		return nil, nil, fmt.Errorf("signature policy: %w", err)
 	}
 	return pc, func() { pc.Destroy() }, nil
+}
+
+// anyone is the policy that lets every image in.
+func anyone() *signature.Policy {
+	return &signature.Policy{Default: signature.PolicyRequirements{signature.NewPRInsecureAcceptAnything()}}
 }
 
 // plan is everything about an image that is known before its first layer is read.
@@ -307,40 +452,40 @@ type plan struct {
 	specs          []layerSpec
 	signatures     [][]byte
 	instance       *digest.Digest
+	unparsed       *image.UnparsedImage
+	mime, listMime string
 }
 
-// pullOnce copies the opened image and uses its source up.
-func (s *Store) pullOnce(ctx context.Context, i *Opened, policy *signature.PolicyContext) (Result, error) {
-	o, sys, p, src := &i.o, &i.sys, i.p, i.src
-	i.src = nil
+// pullOnce copies the opened image.
+func (s *Store) pullOnce(ctx context.Context, i *Opened) (Result, error) {
+	o, p := &i.o, i.p
 	if p.created = i.Created(); p.created.IsZero() {
 		p.created = s.o.Now
 	}
 	for n := range p.specs {
 		p.specs[n].created = p.created
 	}
+	// The image's own policy was asked when it was opened.
+	policy, err := signature.NewPolicyContext(anyone())
+	if err != nil {
+		return Result{}, err
+	}
+	defer policy.Destroy()
 	d := &destination{s: s, o: o, p: p, at: -1}
-	from := &openedRef{ImageReference: o.Ref, src: src}
 	if o.Ref.Transport().Name() == "containers-storage" {
 		// Such a source has no compressed layers, so the library would change the manifest to name
 		// the uncompressed ones. Digests must not change: the layers are taken from it directly.
-		d.direct = src
-		from.src = &sameLayers{src}
+		d.direct = i.src
 	}
-	defer func() {
-		if from.src != nil {
-			from.src.Close()
-		}
-	}()
 	d.ref = &destRef{d: d}
-	_, err := copy.Image(ctx, policy, d.ref, from, &copy.Options{
-		// Signatures are the policy's to check, whatever is kept of them: see plan.
+	_, err = copy.Image(ctx, policy, d.ref, &openedRef{o.Ref, &openedSource{i.src, i}}, &copy.Options{
+		// Signatures are the policy's to check, whatever is kept of them: see allow.
 		RemoveSignatures: true,
 		PreserveDigests:  true,
 		// As plan chooses: zstd before gzip.
 		PreferGzipInstances: types.OptionalBoolFalse,
 		ReportWriter:        o.ReportWriter,
-		SourceCtx:           sys,
+		SourceCtx:           &i.sys,
 		DestinationCtx:      &types.SystemContext{BlobInfoCacheDir: noCacheDir},
 	})
 	if err == nil && !d.done {
@@ -360,34 +505,59 @@ const noCacheDir = os.DevNull + "/none"
 // same image and nothing is fetched twice.
 type openedRef struct {
 	types.ImageReference
-	src types.ImageSource
+	src *openedSource
 }
 
-func (r *openedRef) NewImageSource(ctx context.Context, sys *types.SystemContext) (types.ImageSource, error) {
-	if r.src == nil {
-		return nil, errors.New("the source was used already")
+func (r *openedRef) NewImageSource(context.Context, *types.SystemContext) (types.ImageSource, error) {
+	return r.src, nil
+}
+
+// openedSource stays open after a copy, knows the config, and takes layers from where they are fetched to.
+type openedSource struct {
+	types.ImageSource
+	i *Opened
+}
+
+func (s *openedSource) Close() error { return nil }
+
+func (s *openedSource) GetManifest(ctx context.Context, instance *digest.Digest) ([]byte, string, error) {
+	switch p := s.i.p; {
+	case instance == nil && p.list != nil:
+		return p.list, p.listMime, nil
+	case instance == nil || (p.instance != nil && *instance == *p.instance):
+		return p.manifest, p.mime, nil
 	}
-	src := r.src
-	r.src = nil
-	return src, nil
+	return s.ImageSource.GetManifest(ctx, instance)
 }
 
-type sameLayers struct{ types.ImageSource }
+func (s *openedSource) GetBlob(ctx context.Context, info types.BlobInfo, cache types.BlobInfoCache) (io.ReadCloser, int64, error) {
+	switch {
+	case info.Digest == s.i.p.configDigest:
+		return io.NopCloser(bytes.NewReader(s.i.p.config)), int64(len(s.i.p.config)), nil
+	case s.i.registry() != nil:
+		return s.i.prefetch.open(ctx, info.Digest)
+	}
+	return s.ImageSource.GetBlob(ctx, info, cache)
+}
 
-func (s *sameLayers) LayerInfosForCopy(context.Context, *digest.Digest) ([]types.BlobInfo, error) {
-	return nil, nil
+func (s *openedSource) LayerInfosForCopy(ctx context.Context, instance *digest.Digest) ([]types.BlobInfo, error) {
+	if s.i.o.Ref.Transport().Name() == "containers-storage" {
+		return nil, nil
+	}
+	return s.ImageSource.LayerInfosForCopy(ctx, instance)
 }
 
 // plan reads manifest and config, and refuses what a store cannot hold.
 func (i *Opened) plan(ctx context.Context, src types.ImageSource) (*plan, error) {
 	o, sys := &i.o, &i.sys
 	p := &plan{}
-	blob, mime, err := image.UnparsedInstance(src, nil).Manifest(ctx)
+	p.unparsed = image.UnparsedInstance(src, nil)
+	blob, mime, err := p.unparsed.Manifest(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("reading the manifest: %w", err)
 	}
 	if manifest.MIMETypeIsMultiImage(mime) {
-		p.list = blob
+		p.list, p.listMime = blob, mime
 		list, err := manifest.ListFromBlob(blob, mime)
 		if err != nil {
 			return nil, fmt.Errorf("reading the manifest list: %w", err)
@@ -397,18 +567,19 @@ func (i *Opened) plan(ctx context.Context, src types.ImageSource) (*plan, error)
 			return nil, fmt.Errorf("%w %s: the list has %s", ErrPlatform, o.Platform, platformsOf(list))
 		}
 		p.instance = &inst
-		if blob, mime, err = image.UnparsedInstance(src, p.instance).Manifest(ctx); err != nil {
+		p.unparsed = image.UnparsedInstance(src, p.instance)
+		if blob, mime, err = p.unparsed.Manifest(ctx); err != nil {
 			return nil, fmt.Errorf("reading the manifest %s: %w", inst, err)
 		}
 	}
-	p.manifest = blob
+	p.manifest, p.mime = blob, mime
 	if p.manifestDigest, err = manifest.Digest(blob); err != nil {
 		return nil, err
 	}
 	if err := checkManifest(blob, mime); err != nil {
 		return nil, err
 	}
-	img, err := image.FromUnparsedImage(ctx, sys, image.UnparsedInstance(src, p.instance))
+	img, err := image.FromUnparsedImage(ctx, sys, p.unparsed)
 	if err != nil {
 		return nil, fmt.Errorf("reading the manifest: %w", err)
 	}
@@ -445,12 +616,6 @@ func (i *Opened) plan(ctx context.Context, src types.ImageSource) (*plan, error)
 			blobSize: p.layers[i].Size, index: i, of: len(ids)}
 		p.specs = append(p.specs, spec)
 		parent = spec.id
-	}
-	p.signatures, err = src.GetSignatures(ctx, p.instance)
-	if err != nil {
-		// A policy that asks for them fails on its own.
-		o.Log.Warnf("%s: signatures are not kept: %v", refName(o.Ref), err)
-		p.signatures = nil
 	}
 	return p, nil
 }
