@@ -143,7 +143,7 @@ func TestDisksRefused(t *testing.T) {
 			check(t, os.MkdirAll(sub, 0o755))
 			run(t, "qemu-img", "create", "-q", "-f", "qcow2", "-b", "../"+filepath.Base(disk)+".raw", "-F", "raw", sub+"/overlay")
 			check(t, os.Rename(sub+"/overlay", disk))
-		}, []string{"backing"}, nil},
+		}, []string{"backing", "--allow-backing"}, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			dir := tempDir(t)
@@ -159,6 +159,12 @@ func TestDisksRefused(t *testing.T) {
 			refused(t, o, code, out, c.words...)
 			if hashFile(t, disk) != before {
 				t.Error("the base was written")
+			}
+			if c.name == "backing file elsewhere" {
+				check(t, copyFile(disk+".raw", filepath.Dir(dir)+"/disk.raw", 0o444))
+				out := tempDir(t) + "/out.raw"
+				baked(t, "--base", disk, "--image", "oci-archive:"+images["hello"].ociArchive, "--output", out, "--allow-backing")
+				bakedRight(t, disk+".raw", out, 2, images["hello"])
 			}
 			if c.name == "two roots" {
 				for _, root := range []string{"2", "3"} {

@@ -132,7 +132,10 @@ func (d *Disk) open() error {
 		if err != nil {
 			return fmt.Errorf("%s: %w", path, err)
 		}
-		d.Image, err = qcow.Open(src, qcow.Options{Resolve: d.resolver()})
+		d.Image, err = qcow.Open(src, d.Chain())
+		if errors.Is(err, qcow.ErrBacking) && !d.o.AllowBacking {
+			err = fmt.Errorf("%w; --allow-backing opens local files wherever they are, for disks that you trust", err)
+		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", path, err)
 		}
@@ -144,14 +147,15 @@ func (d *Disk) open() error {
 	return nil
 }
 
-// Resolve opens a file that the image is backed by, from the image's folder.
-func (d *Disk) Resolve(name, format string) (qcow.Source, error) { return d.resolver()(name, format) }
-
-// resolver opens backing files from the disk's folder and notes each, so that no output can take its place.
-func (d *Disk) resolver() func(name, format string) (qcow.Source, error) {
+// Chain opens the files that an image in the disk's place would be backed by: from the disk's folder, or wherever
+// they are if Options permit that. It notes each, so that no output can take its place.
+func (d *Disk) Chain() qcow.Options {
 	dir := filepath.Dir(d.Path)
-	inner := qcow.NewDirResolver(dir)
-	return func(name, format string) (qcow.Source, error) {
+	inner, from := qcow.NewDirResolver(dir), ""
+	if d.o.AllowBacking {
+		inner, from, dir = qcow.ResolveLocal, d.Path, ""
+	}
+	return qcow.Options{Path: from, Resolve: func(name, format string) (qcow.Source, error) {
 		src, err := inner(name, format)
 		if err == nil {
 			path := filepath.Join(dir, name)
@@ -160,7 +164,7 @@ func (d *Disk) resolver() func(name, format string) (qcow.Source, error) {
 			}
 		}
 		return src, err
-	}
+	}}
 }
 
 // foreign names image formats that would otherwise pass for a raw disk without a table.

@@ -186,7 +186,7 @@ func (t *Target) overlay(f *os.File, name string) (*qcow.Writer, error) {
 	return qcow.Create(f, t.base.Size(), qcow.CreateOptions{ClusterSize: t.o.ClusterSize, Backing: backing, BackingFile: name, BackingFormat: string(t.base.Format)})
 }
 
-// stageBacking is what the stage calls its backing file. It is never a file's name.
+// stageBacking is what the stage calls its backing file, which is never opened by that name.
 const stageBacking = "base"
 
 // fillStage puts the changes into a temporary overlay first: a compressed cluster that is written twice would
@@ -205,12 +205,17 @@ func (t *Target) unstage(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	view, err := qcow.Open(src, qcow.Options{Resolve: func(name, format string) (qcow.Source, error) {
-		if name == stageBacking {
+	// The stage's own backing file is asked for first; what follows is the base's chain.
+	chain, staged := t.base.Chain(), false
+	rest := chain.Resolve
+	chain.Resolve = func(name, format string) (qcow.Source, error) {
+		if !staged {
+			staged = true
 			return borrow(t.base.File())
 		}
-		return t.base.Resolve(name, format)
-	}})
+		return rest(name, format)
+	}
+	view, err := qcow.Open(src, chain)
 	if err != nil {
 		return fmt.Errorf("reading the changes back: %w", err)
 	}

@@ -71,6 +71,7 @@ func TestCreate(t *testing.T) {
 		{"small.qcow2", []string{"convert", "-O", "qcow2", "-o", "cluster_size=4096", "base.raw", "small.qcow2"}},
 		{"v2.qcow2", []string{"convert", "-O", "qcow2", "-o", "compat=0.10", "base.raw", "v2.qcow2"}},
 		{"overlay.qcow2", []string{"create", "-q", "-f", "qcow2", "-b", "base.raw", "-F", "raw", "overlay.qcow2"}},
+		{"far.qcow2", []string{"create", "-q", "-f", "qcow2", "-b", "far/base", "-F", "qcow2", "far.qcow2"}},
 	} {
 		for _, o := range []Options{
 			{Format: disk.Raw}, {Format: disk.Qcow2}, {Format: disk.Qcow2, Overlay: true}, {Format: disk.Qcow2, Compression: "zlib"},
@@ -80,10 +81,14 @@ func TestCreate(t *testing.T) {
 				format := o.Format
 				dir := t.TempDir()
 				rawDisk(t, dir)
+				if base.name == "far.qcow2" {
+					// A chain whose names count from other folders, and one of which is the stage's.
+					tool(t, "sh", "-c", "mkdir $0/far && cd $0/far && qemu-img create -q -f qcow2 -b ../base.raw -F raw base", dir)
+				}
 				if base.args != nil {
 					tool(t, "sh", append([]string{"-c", "cd " + dir + " && exec qemu-img \"$@\"", "sh"}, base.args...)...)
 				}
-				d, err := disk.Open(filepath.Join(dir, base.name), disk.Options{})
+				d, err := disk.Open(filepath.Join(dir, base.name), disk.Options{AllowBacking: base.name == "far.qcow2"})
 				if err != nil {
 					t.Fatal(err)
 				}
