@@ -10,7 +10,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo deve
 GO := go
 BUILD := $(GO) build -trimpath -tags "$(TAGS)" -ldflags "-s -w -X main.version=$(VERSION)"
 PACKAGES := attr btrfs-progs buildah ca-certificates cloud-guest-utils crun cryptsetup-bin docker-registry dosfstools e2fsprogs fdisk gdisk \
-	kmod libcap2-bin lvm2 mmdebstrap mount mtools ostree podman policycoreutils qemu-system-x86 qemu-utils selinux-policy-default \
+	kmod libcap2-bin libvirt-clients libvirt-daemon-system lvm2 mmdebstrap mount mtools ostree podman policycoreutils qemu-system-x86 qemu-utils selinux-policy-default \
 	selinux-utils skopeo systemd thin-provisioning-tools user-mode-linux util-linux xfsprogs zstd
 
 .PHONY: all build demo test check inputs bench soak fuzz tools clean
