@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/sirupsen/logrus"
-	"go.podman.io/image/v5/types"
 
 	"github.com/nodebake/nodebake/imagebuild/disk"
 	"github.com/nodebake/nodebake/imagebuild/filesystem"
@@ -22,6 +21,7 @@ import (
 	"github.com/nodebake/nodebake/imagebuild/osroot/selinux"
 	"github.com/nodebake/nodebake/imagebuild/output"
 	"github.com/nodebake/nodebake/storeseed"
+	"github.com/nodebake/nodebake/storeseed/blobcache"
 	"github.com/nodebake/nodebake/storeseed/storageconf"
 )
 
@@ -52,8 +52,8 @@ type Spec struct {
 	DryRun bool
 	// Epoch is the time of everything that has none of its own; nil is the newest image's creation time.
 	Epoch *time.Time
-	// System is handed to go.podman.io/image; nil is its defaults.
-	System *types.SystemContext
+	// SourceOptions are how the images are reached.
+	SourceOptions
 	// Progress receives what go.podman.io/image says while it copies: bars on a terminal, lines elsewhere.
 	Progress io.Writer
 	// Log receives a line a step.
@@ -110,9 +110,6 @@ type FileReport struct {
 	Why  string `json:"why"`
 }
 
-// pullRetries is how often a pull from a registry that was cut on the way is tried again.
-const pullRetries = 3
-
 // Bake makes the disk that spec describes. The output appears only when it is whole; on any error, and when
 // ctx ends, nothing is at Output and the base is as it was. Errors match ErrUsage, ErrNoSpace or
 // ErrUnsupported where they are of that kind. The report is filled as far as the bake came.
@@ -130,9 +127,6 @@ func Bake(ctx context.Context, spec Spec) (*Report, error) {
 	if b.Store, err = cleanStore(b.Store); err != nil {
 		return b.report, err
 	}
-	if len(b.Images) == 0 {
-		return b.report, fmt.Errorf("%w: no image is named; give --image or --images-from", ErrUsage)
-	}
 	if b.OutputOptions.Format == "" {
 		b.OutputOptions.Format = FormatOf(b.Output)
 	}
@@ -145,6 +139,8 @@ type bake struct {
 	base      *Opened
 	sources   []storeseed.Source
 	images    []*storeseed.Opened
+	cache     *blobcache.Cache // nil without one
+	lock      *Lock            // nil where the bake is bound to none
 	platform  storeseed.Platform
 	storeRoot string
 	edits     []edit
@@ -168,16 +164,15 @@ func (b *bake) run(ctx context.Context) error {
 	if err := b.prepare(); err != nil {
 		return err
 	}
-	defer func() {
-		for _, i := range b.images {
-			i.Close()
-		}
-	}()
+	defer b.closeImages()
 	if err := b.openImages(ctx); err != nil {
 		return err
 	}
 	if b.DryRun {
-		return b.write(ctx, newScratch(b.base.Disk), true)
+		if err := b.write(ctx, newScratch(b.base.Disk), true); err != nil {
+			return err
+		}
+		return b.writeLock()
 	}
 	b.Log.Infof("copying the base disk to %s (%s)", b.Output, b.OutputOptions.Format)
 	target, err := output.Create(ctx, b.base.Disk, b.Output, b.OutputOptions)
@@ -191,39 +186,13 @@ func (b *bake) run(ctx context.Context) error {
 	if err := b.check(ctx, target); err != nil {
 		return err
 	}
+	if err := b.writeLock(); err != nil {
+		return err
+	}
 	if err := target.Finish(ctx); err != nil {
 		return err
 	}
 	b.report.Output = &DiskReport{Path: b.Output, Format: b.OutputOptions.Format, Size: target.Size()}
-	return nil
-}
-
-// openImages opens every image before anything is written: a name that is wrong, an image for another machine or
-// a registry that does not answer ends the bake at once, and the newest creation time is known.
-func (b *bake) openImages(ctx context.Context) error {
-	var newest time.Time
-	for _, src := range b.sources {
-		retries := 0
-		if src.Ref.Transport().Name() == "docker" {
-			retries = pullRetries
-		}
-		i, err := storeseed.Open(ctx, storeseed.PullOptions{Source: src, Platform: b.platform, ReportWriter: b.Progress, Retries: retries, Log: b.Log})
-		if err != nil {
-			return err
-		}
-		b.images = append(b.images, i)
-		if c := i.Created(); c.After(newest) {
-			newest = c
-		}
-	}
-	switch {
-	case b.Epoch != nil:
-		b.report.Epoch = *b.Epoch
-	case newest.Before(time.Unix(0, 0)):
-		b.report.Epoch = time.Unix(0, 0).UTC()
-	default:
-		b.report.Epoch = newest
-	}
 	return nil
 }
 
@@ -263,7 +232,10 @@ func (b *bake) prepare() error {
 			return err
 		}
 	}
-	if err := b.checkReport(); err != nil {
+	if err := b.checkFile("report", b.Report); err != nil {
+		return err
+	}
+	if err := b.checkFile("lock", b.Lock); err != nil {
 		return err
 	}
 	if err := b.choosePlatform(); err != nil {
@@ -288,42 +260,26 @@ func (b *bake) prepare() error {
 	if unit != "" {
 		b.warn("%s may mount something over the store: make sure that it does not, or choose another --store", unit)
 	}
-	if b.System == nil {
-		b.System = &types.SystemContext{}
-	}
-	if b.System.BigFilesTemporaryDir == "" && os.Getenv("TMPDIR") == "" {
-		// The library unpacks archives into /var/tmp, which a container made of one binary lacks.
-		if _, err := os.Stat("/var/tmp"); err != nil {
-			b.System.BigFilesTemporaryDir = filepath.Dir(b.Output)
-		}
-	}
-	for _, i := range b.Images {
-		ref, names, err := storeseed.ParseReference(b.System, i)
-		if err != nil {
-			return err
-		}
-		b.sources = append(b.sources, storeseed.Source{Ref: ref, Names: names, System: b.System})
-	}
-	return nil
+	return b.prepareSources()
 }
 
-// checkReport refuses a report that would overwrite the base or the output, or has no folder to be in.
-func (b *bake) checkReport() error {
-	if b.Report == "" {
+// checkFile refuses a report or a lock that would overwrite the base or the output, or has no folder to be in.
+func (b *bake) checkFile(what, name string) error {
+	if name == "" {
 		return nil
 	}
-	dir, err := os.Stat(filepath.Dir(b.Report))
+	dir, err := os.Stat(filepath.Dir(name))
 	if err != nil {
-		return fmt.Errorf("the report's folder: %w", err)
+		return fmt.Errorf("the %s's folder: %w", what, err)
 	}
-	if st, err := os.Stat(b.Report); err == nil && b.base.Disk.Uses(st) {
-		return fmt.Errorf("%w: the report %s is the base disk itself, which is never written; choose another file", ErrUsage, b.Report)
+	if st, err := os.Stat(name); err == nil && b.base.Disk.Uses(st) {
+		return fmt.Errorf("%w: the %s %s is the base disk itself, which is never written; choose another file", ErrUsage, what, name)
 	}
-	if b.Output == "" || filepath.Base(b.Report) != filepath.Base(b.Output) {
+	if b.Output == "" || filepath.Base(name) != filepath.Base(b.Output) {
 		return nil
 	}
 	if st, err := os.Stat(filepath.Dir(b.Output)); err == nil && os.SameFile(st, dir) {
-		return fmt.Errorf("%w: the report %s is the output itself; choose another file", ErrUsage, b.Report)
+		return fmt.Errorf("%w: the %s %s is the output itself; choose another file", ErrUsage, what, name)
 	}
 	return nil
 }
@@ -472,18 +428,8 @@ func (b *bake) write(ctx context.Context, dev disk.Device, count bool) error {
 	if err != nil {
 		return err
 	}
-	for i, image := range b.images {
-		b.Log.Infof("image %d of %d: %s", i+1, len(b.images), b.Images[i])
-		res, err := store.PullOpened(ctx, image)
-		if err != nil {
-			return err
-		}
-		b.report.Images = append(b.report.Images, ImageReport{b.Images[i], res})
-		for _, l := range res.Layers {
-			if l.New {
-				b.report.NewLayers++
-			}
-		}
+	if err := b.pull(ctx, store); err != nil {
+		return err
 	}
 	if err := store.Commit(ctx); err != nil {
 		return err

@@ -26,6 +26,7 @@ func buildCommand() *cobra.Command {
 	var lists []string
 	var report, size string
 	var flags outputFlags
+	var sources sourceFlags
 	cmd := &cobra.Command{
 		Use:   "build --base BASE --image REF --output OUT",
 		Short: "Bake images into a new disk",
@@ -56,6 +57,9 @@ same bytes.`,
 			}
 			var err error
 			if spec.OutputOptions, err = flags.options(); err != nil {
+				return err
+			}
+			if spec.SourceOptions, err = sources.options(); err != nil {
 				return err
 			}
 			if spec.Size, err = imagebuild.ParseSize(size); err != nil {
@@ -105,6 +109,7 @@ same bytes.`,
 	f.Lookup("store-partition").NoOptDefVal = "auto"
 	addDiskFlags(cmd, &spec.DiskOptions)
 	flags.add(cmd)
+	sources.add(cmd)
 	f.BoolVar(&spec.DryRun, "dry-run", false, "print the plan and the space that it needs; write nothing")
 	f.StringVar(&report, "report", "", "write a JSON report to `FILE`; - is standard output")
 	return cmd

@@ -1,0 +1,212 @@
+package imagebuild
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+
+	digest "github.com/opencontainers/go-digest"
+	"go.podman.io/image/v5/docker"
+	"go.podman.io/image/v5/docker/reference"
+
+	"github.com/nodebake/nodebake/storeseed"
+)
+
+// Lock says what the references of a bake stood for.
+type Lock struct {
+	APIVersion string        `json:"apiVersion"`
+	Kind       string        `json:"kind"`
+	Platform   string        `json:"platform"`
+	Images     []LockedImage `json:"images"`
+}
+
+// LockedImage is one reference of a Lock.
+type LockedImage struct {
+	Reference string `json:"reference"`
+	// Manifest is the digest of the image's own manifest, List that of the manifest list that it was found by, Config
+	// that of its config, which is the image's ID.
+	Manifest digest.Digest `json:"manifest"`
+	List     digest.Digest `json:"list,omitempty"`
+	Config   digest.Digest `json:"config"`
+	// Size is that of all layers as they are transferred, in bytes; -1 where the source does not say.
+	Size   int64         `json:"size"`
+	Layers []LockedLayer `json:"layers"`
+}
+
+// LockedLayer is one layer of a LockedImage: its digest and size as it is transferred, and that of its tar.
+type LockedLayer struct {
+	Digest digest.Digest `json:"digest"`
+	DiffID digest.Digest `json:"diffID"`
+	Size   int64         `json:"size"`
+}
+
+const (
+	lockVersion = "nodebake/v1"
+	lockKind    = "Lock"
+	maxLock     = 64 << 20
+)
+
+// ReadLock reads a lock file. Errors match ErrUsage where the file is none of ours.
+func ReadLock(name string) (*Lock, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxLock+1))
+	if err == nil && len(text) > maxLock {
+		err = fmt.Errorf("%w: more than %d bytes", ErrUsage, maxLock)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("lock %s: %w", name, err)
+	}
+	var l Lock
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&l); err != nil {
+		return nil, fmt.Errorf("%w: lock %s: %w", ErrUsage, name, err)
+	}
+	if l.APIVersion != lockVersion || l.Kind != lockKind {
+		return nil, fmt.Errorf("%w: %s is a %q of %q, and no %s of %s", ErrUsage, name, l.Kind, l.APIVersion, lockKind, lockVersion)
+	}
+	for _, i := range l.Images {
+		err := errors.Join(i.Manifest.Validate(), i.Config.Validate())
+		if i.List != "" {
+			err = errors.Join(err, i.List.Validate())
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%w: lock %s: %s: %w", ErrUsage, name, i.Reference, err)
+		}
+	}
+	return &l, nil
+}
+
+// of is what the lock says of a reference.
+func (l *Lock) of(ref string) (LockedImage, bool) {
+	i := slices.IndexFunc(l.Images, func(i LockedImage) bool { return i.Reference == ref })
+	if i < 0 {
+		return LockedImage{}, false
+	}
+	return l.Images[i], true
+}
+
+// lockImage is what an opened image is, for a lock.
+func lockImage(ref string, r storeseed.Result) LockedImage {
+	l := LockedImage{Reference: ref, Manifest: r.ManifestDigest, List: r.ListDigest, Config: digest.NewDigestFromEncoded(digest.SHA256, r.ID), Layers: []LockedLayer{}}
+	for _, layer := range r.Layers {
+		l.Layers = append(l.Layers, LockedLayer{layer.CompressedDigest, layer.DiffID, layer.CompressedSize})
+		switch {
+		case layer.CompressedSize < 0:
+			l.Size = -1
+		case l.Size >= 0:
+			l.Size += layer.CompressedSize
+		}
+	}
+	return l
+}
+
+// readLock reads the lock of a bake that is bound to one, and takes its images where none are named.
+func (b *bake) readLock() error {
+	if !b.Locked {
+		return nil
+	}
+	if b.Lock == "" {
+		return fmt.Errorf("%w: --locked needs --lock FILE", ErrUsage)
+	}
+	var err error
+	if b.lock, err = ReadLock(b.Lock); err != nil {
+		return err
+	}
+	if b.lock.Platform != b.report.Platform {
+		return fmt.Errorf("%w: the lock %s is for %s, and this bake for %s", ErrVerify, b.Lock, b.lock.Platform, b.report.Platform)
+	}
+	if len(b.Images) == 0 {
+		for _, i := range b.lock.Images {
+			b.Images = append(b.Images, i.Reference)
+		}
+	}
+	for _, ref := range b.Images {
+		if _, ok := b.lock.of(ref); !ok {
+			return fmt.Errorf("%w: %s is not in the lock %s; bake once without --locked to add it", ErrVerify, ref, b.Lock)
+		}
+	}
+	return nil
+}
+
+// lockedSource is the n-th source bound to what the lock says: a registry is asked for the digest, not for the tag.
+func (b *bake) lockedSource(n int, src storeseed.Source) (storeseed.Source, error) {
+	name := src.Ref.DockerReference()
+	if b.lock == nil || name == nil || src.Ref.Transport().Name() != docker.Transport.Name() {
+		return src, nil
+	}
+	is, _ := b.lock.of(b.Images[n])
+	want := is.Manifest
+	if is.List != "" {
+		want = is.List
+	}
+	pinned, err := reference.WithDigest(reference.TrimNamed(name), want)
+	if err != nil {
+		return src, err
+	}
+	if src.Ref, err = docker.NewReference(pinned); err != nil {
+		return src, fmt.Errorf("lock %s: %s: %w", b.Lock, b.Images[n], err)
+	}
+	return src, nil
+}
+
+// checkLock holds an opened image against the lock.
+func (b *bake) checkLock(n int, r storeseed.Result) error {
+	if b.lock == nil {
+		return nil
+	}
+	want, _ := b.lock.of(b.Images[n])
+	is := lockImage(b.Images[n], r)
+	for _, c := range []struct {
+		what     string
+		is, want digest.Digest
+	}{{"manifest", is.Manifest, want.Manifest}, {"config", is.Config, want.Config}} {
+		if c.is != c.want {
+			return fmt.Errorf("%w: the %s of %s is %s, and by the lock %s it must be %s", ErrVerify, c.what, want.Reference, c.is, b.Lock, c.want)
+		}
+	}
+	return nil
+}
+
+// writeLock writes the lock of a bake that was not bound to one. The file is replaced whole.
+func (b *bake) writeLock() error {
+	if b.Lock == "" || b.Locked {
+		return nil
+	}
+	l := Lock{APIVersion: lockVersion, Kind: lockKind, Platform: b.report.Platform, Images: []LockedImage{}}
+	for n, i := range b.images {
+		if _, there := l.of(b.Images[n]); !there {
+			l.Images = append(l.Images, lockImage(b.Images[n], i.Info()))
+		}
+	}
+	text, err := json.MarshalIndent(l, "", "  ")
+	if err != nil {
+		return err
+	}
+	temp, err := os.CreateTemp(filepath.Dir(b.Lock), "."+filepath.Base(b.Lock)+".")
+	if err != nil {
+		return fmt.Errorf("writing the lock: %w", err)
+	}
+	defer os.Remove(temp.Name())
+	_, err = temp.Write(append(text, '\n'))
+	if err == nil {
+		// As other files of the user's; CreateTemp gives no one else a look.
+		err = temp.Chmod(0o644)
+	}
+	if err = errors.Join(err, temp.Close()); err == nil {
+		err = os.Rename(temp.Name(), b.Lock)
+	}
+	if err != nil {
+		return fmt.Errorf("writing the lock: %w", err)
+	}
+	return nil
+}

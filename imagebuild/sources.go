@@ -1,0 +1,238 @@
+package imagebuild
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"go.podman.io/image/v5/docker"
+	"go.podman.io/image/v5/docker/reference"
+	"go.podman.io/image/v5/types"
+
+	"github.com/nodebake/nodebake/imagebuild/disk"
+	"github.com/nodebake/nodebake/storeseed"
+	"github.com/nodebake/nodebake/storeseed/blobcache"
+)
+
+// SourceOptions say how images are reached, and whom to believe.
+type SourceOptions struct {
+	// System is handed to go.podman.io/image: credentials, certificates, registries.conf, policy.json. Nil is its
+	// defaults.
+	System *types.SystemContext
+	// Insecure are registries, as HOST or HOST:PORT, whose certificate is not checked, or that have none.
+	Insecure []string
+	// CertDirs are folders with a registry's certificates and keys, by HOST or HOST:PORT.
+	CertDirs map[string]string
+	// Cache is a folder that keeps what comes from registries; empty is none. CacheSize bounds it in bytes; 0 is no
+	// bound.
+	Cache     string
+	CacheSize int64
+	// Offline takes registries' images from Cache alone. Refresh asks again what tags stand for.
+	Offline, Refresh bool
+	// Parallel is how many layers are fetched at a time; 0 is storeseed's default.
+	Parallel int
+	// Tags are further names for images of the bake.
+	Tags []Tag
+	// Lock is a file of what each reference stood for. With Locked the bake takes that and nothing else, and without
+	// Images all of the file; else the file is written when the bake is done.
+	Lock   string
+	Locked bool
+}
+
+// Tag is another name for an image that is named by its reference.
+type Tag struct{ Name, Reference string }
+
+// pullRetries is how often a request to a registry that was cut on the way is tried again.
+const pullRetries = 3
+
+// prepareSources checks everything about the images that needs no registry.
+func (b *bake) prepareSources() error {
+	if err := b.readLock(); err != nil {
+		return err
+	}
+	if len(b.Images) == 0 {
+		return fmt.Errorf("%w: no image is named; give --image or --images-from", ErrUsage)
+	}
+	switch {
+	case b.Offline && b.Cache == "":
+		return fmt.Errorf("%w: --offline takes images from a --cache, and none is given", ErrUsage)
+	case b.Offline && b.Refresh:
+		return fmt.Errorf("%w: --refresh asks registries, and --offline forbids it", ErrUsage)
+	case b.Parallel < 0 || b.Parallel > maxParallel:
+		return fmt.Errorf("%w: --parallel %d: give 1 to %d", ErrUsage, b.Parallel, maxParallel)
+	}
+	if b.System == nil {
+		b.System = &types.SystemContext{}
+	}
+	if b.System.BigFilesTemporaryDir == "" && os.Getenv("TMPDIR") == "" {
+		// The library unpacks archives into /var/tmp, which a container made of one binary lacks.
+		if _, err := os.Stat("/var/tmp"); err != nil {
+			b.System.BigFilesTemporaryDir = filepath.Dir(b.Output)
+		}
+	}
+	for _, i := range b.Images {
+		ref, names, err := storeseed.ParseReference(b.System, i)
+		if err != nil {
+			return err
+		}
+		b.sources = append(b.sources, storeseed.Source{Ref: ref, Names: names, System: b.systemFor(ref)})
+	}
+	return b.addTags()
+}
+
+// maxParallel bounds the connections to registries.
+const maxParallel = 64
+
+// systemFor is the settings for the registry that a reference is of.
+func (b *bake) systemFor(ref types.ImageReference) *types.SystemContext {
+	name := ref.DockerReference()
+	if name == nil || ref.Transport().Name() != docker.Transport.Name() {
+		return b.System
+	}
+	host := reference.Domain(name)
+	sys := *b.System
+	if slices.Contains(b.Insecure, host) {
+		sys.DockerInsecureSkipTLSVerify = types.OptionalBoolTrue
+	}
+	if dir := b.CertDirs[host]; dir != "" {
+		sys.DockerCertPath = dir
+	}
+	return &sys
+}
+
+// addTags gives images of the bake their further names.
+func (b *bake) addTags() error {
+	for _, t := range b.Tags {
+		// Short names become what podman would call the image; no registry is asked.
+		named, err := reference.ParseNormalizedNamed(t.Name)
+		if _, digested := named.(reference.Digested); digested {
+			err = errors.New("a digest is not given, it follows from the image")
+		}
+		if err != nil {
+			return fmt.Errorf("%w: --tag %s=%s: %w", ErrUsage, t.Name, t.Reference, err)
+		}
+		i := slices.Index(b.Images, t.Reference)
+		if i < 0 {
+			return fmt.Errorf("%w: --tag %s=%s: no --image is called %s", ErrUsage, t.Name, t.Reference, t.Reference)
+		}
+		b.sources[i].Names = append(slices.Clone(b.sources[i].Names), reference.TagNameOnly(named).String())
+	}
+	return nil
+}
+
+// openImages opens every image before anything is written: a name that is wrong, an image for another machine, one
+// that the policy refuses or a registry that does not answer ends the bake at once, and the newest creation time is
+// known.
+func (b *bake) openImages(ctx context.Context) error {
+	if b.Cache != "" {
+		cache, err := blobcache.Open(blobcache.Options{Dir: b.Cache, MaxSize: b.CacheSize, Warn: b.Log.Warnf})
+		if err != nil {
+			return err
+		}
+		b.cache = cache
+	}
+	var list []storeseed.PullOptions
+	for n, src := range b.sources {
+		src, err := b.lockedSource(n, src)
+		if err != nil {
+			return err
+		}
+		list = append(list, storeseed.PullOptions{Source: src, Platform: b.platform, ReportWriter: b.Progress, Retries: pullRetries, Log: b.Log,
+			Cache: b.cache, Offline: b.Offline, Refresh: b.Refresh})
+	}
+	var err error
+	if b.images, err = storeseed.OpenAll(ctx, list, b.Parallel); err != nil {
+		return err
+	}
+	var newest time.Time
+	for n, i := range b.images {
+		if err := b.checkLock(n, i.Info()); err != nil {
+			return err
+		}
+		if c := i.Created(); c.After(newest) {
+			newest = c
+		}
+	}
+	switch {
+	case b.Epoch != nil:
+		b.report.Epoch = *b.Epoch
+	case newest.Before(time.Unix(0, 0)):
+		b.report.Epoch = time.Unix(0, 0).UTC()
+	default:
+		b.report.Epoch = newest
+	}
+	return nil
+}
+
+// closeImages lets go of the images, and of the cache after them.
+func (b *bake) closeImages() {
+	for _, i := range b.images {
+		i.Close()
+	}
+	if b.cache != nil {
+		if err := b.cache.Close(); err != nil {
+			b.Log.Warn(err)
+		}
+	}
+}
+
+// pull copies all images into the store, fetching ahead from registries.
+func (b *bake) pull(ctx context.Context, store *storeseed.Store) error {
+	ahead, err := store.Prefetch(ctx, b.images, storeseed.PrefetchOptions{Parallel: b.Parallel, TempDir: b.spoolDir()})
+	if err != nil {
+		return err
+	}
+	defer ahead.Close()
+	for i, image := range b.images {
+		b.Log.Infof("image %d of %d: %s", i+1, len(b.images), b.Images[i])
+		res, err := store.PullOpened(ctx, image)
+		if err != nil {
+			return err
+		}
+		b.report.Images = append(b.report.Images, ImageReport{b.Images[i], res})
+		for _, l := range res.Layers {
+			if l.New {
+				b.report.NewLayers++
+			}
+		}
+	}
+	return nil
+}
+
+// spoolDir is where layers wait that were fetched ahead without a cache: beside the output, where there is room for
+// them once they are unpacked.
+func (b *bake) spoolDir() string {
+	if b.Output != "" && os.Getenv("TMPDIR") == "" {
+		return filepath.Dir(b.Output)
+	}
+	return ""
+}
+
+// ParseCacheSize reads a cache's bound; empty is none. Errors match ErrUsage.
+func ParseCacheSize(s string) (int64, error) {
+	if s == "" {
+		return 0, nil
+	}
+	n, err := disk.ParseBytes(s)
+	if err == nil && n == 0 {
+		err = errors.New("a cache of 0 bytes holds nothing")
+	}
+	if err != nil {
+		return 0, fmt.Errorf("%w: --cache-size: %w", ErrUsage, err)
+	}
+	return n, nil
+}
+
+// ParseTag reads NEW=REF. Errors match ErrUsage.
+func ParseTag(s string) (Tag, error) {
+	name, ref, ok := strings.Cut(s, "=")
+	if !ok || name == "" || ref == "" {
+		return Tag{}, fmt.Errorf("%w: --tag %s: give NEW=REF", ErrUsage, s)
+	}
+	return Tag{name, ref}, nil
+}
