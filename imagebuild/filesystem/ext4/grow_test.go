@@ -13,7 +13,6 @@ import (
 	"regexp"
 	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -574,14 +573,7 @@ func randomMkfs(r *rand.Rand) []string {
 // NODEBAKE_SEED repeats a run, NODEBAKE_SOAK=1 makes it long.
 func TestGrowRandom(t *testing.T) {
 	needTools(t, "mke2fs", "e2fsck", "resize2fs", "mount", "umount")
-	seed := uint64(time.Now().UnixNano())
-	if s := os.Getenv("NODEBAKE_SEED"); s != "" {
-		var err error
-		if seed, err = strconv.ParseUint(s, 0, 64); err != nil {
-			t.Fatal(err)
-		}
-	}
-	t.Logf("NODEBAKE_SEED=%d", seed)
+	seed := testSeed(t)
 	systems, rounds, ops := 6, 2, 60
 	if os.Getenv("NODEBAKE_SOAK") != "" {
 		systems, rounds, ops = 60, 3, 90

@@ -26,14 +26,7 @@ import (
 // TestRandom makes random changes in turns with the kernel. NODEBAKE_SEED repeats a run, NODEBAKE_SOAK=1 makes it long.
 func TestRandom(t *testing.T) {
 	needTools(t, "mke2fs", "e2fsck", "mount", "umount")
-	seed := uint64(time.Now().UnixNano())
-	if s := os.Getenv("NODEBAKE_SEED"); s != "" {
-		var err error
-		if seed, err = strconv.ParseUint(s, 0, 64); err != nil {
-			t.Fatal(err)
-		}
-	}
-	t.Logf("NODEBAKE_SEED=%d", seed)
+	seed := testSeed(t)
 	rounds, ops, size := 3, 90, "48M"
 	if os.Getenv("NODEBAKE_SOAK") != "" {
 		rounds, ops, size = 12, 300, "600M"
@@ -84,6 +77,20 @@ func TestRandom(t *testing.T) {
 			}
 		})
 	}
+}
+
+// testSeed is a new seed, or the one that NODEBAKE_SEED names.
+func testSeed(t testing.TB) uint64 {
+	t.Helper()
+	seed := uint64(time.Now().UnixNano())
+	if s := os.Getenv("NODEBAKE_SEED"); s != "" {
+		var err error
+		if seed, err = strconv.ParseUint(s, 0, 64); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("NODEBAKE_SEED=%d", seed)
+	return seed
 }
 
 // names lists the sorted names for which ok holds.
