@@ -38,7 +38,11 @@ func (w *Writer) openBudget() {
 		w.ifree += uint64(g.ifree)
 	}
 	w.room.icount, w.room.ifree = w.icount, w.ifree
-	w.total, w.maxIcount = w.totalAt(w.sb.dblocks), w.maxIcountAt(w.sb.dblocks)
+	w.setBounds()
+}
+
+func (w *Writer) setBounds() {
+	w.total, w.maxIcount = max(0, w.totalAt(w.sb.dblocks)), w.maxIcountAt(w.sb.dblocks)
 }
 
 // availAt is what may be taken from a group when it has length blocks; below zero if it lacks a part of its reserve.
@@ -64,7 +68,8 @@ func (s *superblock) usable(blocks uint64) (usable, groups uint64) {
 	return groups * per, groups
 }
 
-// totalAt is the number of blocks that may be taken when the filesystem has dblocks.
+// totalAt is the number of blocks that may be taken when the filesystem has dblocks; below zero if that many are
+// missing in what the kernel wants to keep.
 func (w *Writer) totalAt(dblocks uint64) int64 {
 	per := uint64(w.sb.agBlocks)
 	whole, tail := dblocks/per, uint32(dblocks%per)
@@ -78,7 +83,7 @@ func (w *Writer) totalAt(dblocks uint64) int64 {
 			total += w.freshAvail(tail)
 		}
 	}
-	return max(0, total-int64(min(dblocks/20, 8192)))
+	return total - int64(min(dblocks/20, 8192))
 }
 
 func (w *Writer) maxIcountAt(dblocks uint64) uint64 {
@@ -152,7 +157,7 @@ func (w *Writer) grow(size int64) error {
 	}
 	sb.dblocks, sb.agCount = blocks, uint32(count)
 	w.grown = true
-	w.total, w.maxIcount = w.totalAt(blocks), w.maxIcountAt(blocks)
+	w.setBounds()
 	return nil
 }
 
@@ -192,7 +197,8 @@ func (w *Writer) sizeFor(n int64, icount uint64) (size int64, ok bool) {
 	sb := w.sb
 	most := min(uint64(math.MaxInt64)>>sb.blockLog, uint64(maxGroups)*uint64(sb.agBlocks))
 	d := sb.dblocks + 1
-	for d <= most {
+	// Each step adds what is still missing, of which the new metadata takes a small part.
+	for i := 0; i < 1000 && d <= most; i++ {
 		if usable, _ := sb.usable(d); usable < d {
 			d = usable + minAGBlocks
 		}

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"sort"
 	"strconv"
 	"strings"
@@ -129,6 +130,8 @@ func kernelMark(t testing.TB) string {
 	return mark
 }
 
+var throughXFS = regexp.MustCompile(`\bxfs_\w+\+0x`)
+
 func kernelSaid(t testing.TB, mark, dev string) []string {
 	out, err := exec.Command("dmesg").Output()
 	if err != nil {
@@ -143,7 +146,7 @@ func kernelSaid(t testing.TB, mark, dev string) []string {
 	for i, l := range lines {
 		if strings.Contains(l, "Call Trace") || strings.Contains(l, "BUG") {
 			// The machine may be shared: a trace counts when it goes through XFS.
-			if around := strings.Join(lines[max(0, i-15):min(len(lines), i+50)], "\n"); strings.Contains(around, "xfs") {
+			if around := strings.Join(lines[max(0, i-15):min(len(lines), i+50)], "\n"); throughXFS.MatchString(around) {
 				said = append(said, around)
 			}
 			continue
