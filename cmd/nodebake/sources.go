@@ -1,6 +1,8 @@
 package main
 
 import (
+	"fmt"
+	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -42,6 +44,15 @@ func (s *sourceFlags) options() (imagebuild.SourceOptions, error) {
 		return o, usage("--all-platforms: a store serves one platform, that of the disk, and an engine would run the wrong one; bake one disk for each --platform")
 	}
 	o.System = &types.SystemContext{AuthFilePath: s.authFile, SignaturePolicyPath: s.policy}
+	if s.authFile == "" {
+		o.System.AuthFilePath = os.Getenv("REGISTRY_AUTH_FILE")
+	}
+	if name := o.System.AuthFilePath; name != "" {
+		// To the library a file that is not there is one without credentials.
+		if _, err := os.Stat(name); err != nil {
+			return o, fmt.Errorf("the registries' credentials: %w", err)
+		}
+	}
 	if !s.tlsVerify {
 		o.System.DockerInsecureSkipTLSVerify = types.OptionalBoolTrue
 	}
