@@ -29,7 +29,7 @@ type Reader interface {
 // FS is a filesystem that a store is written into.
 //
 // If it also has a method Remove(name string) error, which unlinks a non-directory or an empty
-// directory, a layer that fails half way is taken away again and the pull may be retried.
+// directory, a layer that fails half way is taken away again and the store may still be committed.
 type FS interface {
 	Reader
 	// Add creates h.Name with h's attributes; its parent must be a real directory. A TypeReg reads

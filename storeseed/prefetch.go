@@ -23,9 +23,10 @@ type PrefetchOptions struct {
 	// TempDir is a folder for what was fetched but not read yet, in files without a name; "" is the store's
 	// Options.TempDir. A cache is used instead where there is one.
 	TempDir string
-	// SpoolLimit is how many bytes may be fetched ahead, by the sizes in the manifests; 0 is DefaultSpoolLimit, or
-	// the cache's size if that is less. A layer that does not fit, because it is too large or the room is taken by
-	// others, is read from the registry directly when its turn comes, and not cached.
+	// SpoolLimit is how many bytes may be fetched ahead, by the sizes in the manifests; 0 is the size of the cache
+	// or, without one, DefaultSpoolLimit. What goes into a cache without a bound does not count. A layer that does
+	// not fit, because it is too large or the room is taken by others, is read from the registry directly when its
+	// turn comes, and not cached.
 	SpoolLimit int64
 }
 
@@ -56,7 +57,6 @@ type Prefetch struct {
 type blob struct {
 	info  types.BlobInfo
 	from  *registrySource
-	image *Opened
 	uses  int  // still to come
 	want  bool // someone waits for it
 	state blobState
@@ -104,7 +104,7 @@ func (s *Store) Prefetch(ctx context.Context, images []*Opened, o PrefetchOption
 	for _, i := range images {
 		reg := i.registry()
 		if reg != nil && o.SpoolLimit == 0 && i.o.Cache != nil && i.o.Cache.MaxSize() > 0 {
-			o.SpoolLimit = min(DefaultSpoolLimit, i.o.Cache.MaxSize())
+			o.SpoolLimit = i.o.Cache.MaxSize()
 		}
 		for n := range i.p.specs {
 			spec := &i.p.specs[n]
@@ -119,7 +119,7 @@ func (s *Store) Prefetch(ctx context.Context, images []*Opened, o PrefetchOption
 				b.uses++
 				continue
 			}
-			b := &blob{info: i.p.layers[n], from: reg, image: i, uses: 1}
+			b := &blob{info: i.p.layers[n], from: reg, uses: 1}
 			p.blobs[spec.blob] = b
 			p.queue = append(p.queue, b)
 		}
@@ -219,7 +219,11 @@ func (p *Prefetch) release(b *blob) {
 func (p *Prefetch) dispatch() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for len(p.queue) > 0 && p.ctx.Err() == nil {
+	for p.ctx.Err() == nil {
+		if len(p.queue) == 0 {
+			p.cond.Wait()
+			continue
+		}
 		// One that is waited for comes first, else the order is that of their use.
 		at := max(0, slices.IndexFunc(p.queue, func(b *blob) bool { return b.want }))
 		b := p.queue[at]
@@ -244,7 +248,7 @@ func (p *Prefetch) dispatch() {
 
 // need is how much room in the spool a blob takes; -1 if that is unknown.
 func (b *blob) need() int64 {
-	if c := b.cache(); c != nil && c.Has(b.info.Digest) {
+	if c := b.cache(); c != nil && (c.MaxSize() == 0 || c.Has(b.info.Digest)) {
 		return 0
 	}
 	return b.info.Size
@@ -366,16 +370,19 @@ func (p *Prefetch) copy(b *blob, w io.Writer, off int64, show bool) error {
 }
 
 // open gives a reader of a blob, once it has begun to come.
-func (p *Prefetch) open(ctx context.Context, d digest.Digest) (io.ReadCloser, int64, error) {
+func (p *Prefetch) open(ctx context.Context, from *registrySource, info types.BlobInfo) (io.ReadCloser, int64, error) {
 	stop := context.AfterFunc(ctx, p.changed)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	b := p.blobs[d]
+	b := p.blobs[info.Digest]
 	if b == nil || b.uses == 0 {
-		stop()
-		return nil, 0, fmt.Errorf("blob %s was not to be read", d)
+		// A pull that was to write this layer has failed, or pulls come in another order.
+		b = &blob{info: info, from: from, uses: 1}
+		p.blobs[info.Digest] = b
+		p.queue = append(p.queue, b)
 	}
 	b.want = true
+	p.cond.Broadcast()
 	for b.state == waiting && ctx.Err() == nil && p.ctx.Err() == nil {
 		p.cond.Wait()
 	}

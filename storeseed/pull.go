@@ -135,6 +135,7 @@ type Opened struct {
 	prefetch *Prefetch // nil if layers are not fetched ahead
 	// policyLock is held while a policy that was given, and that others may use, is asked.
 	policyLock *sync.Mutex
+	pins       []digest.Digest // layers that the cache is to keep until Close
 }
 
 // registry is the image's source if it is a registry, else nil.
@@ -250,7 +251,12 @@ func (i *Opened) Close() error {
 	}
 	src := i.src
 	i.src = nil
-	return src.Close()
+	err := src.Close()
+	if i.pins != nil {
+		err = errors.Join(err, i.o.Cache.Unpin(i.pins...))
+		i.pins = nil
+	}
+	return err
 }
 
 // open opens the source and plans. What the cache says that leads to a refusal is asked for again.
@@ -267,7 +273,7 @@ func (i *Opened) open(ctx context.Context) error {
 		return err
 	}
 	err = i.admit(ctx, src)
-	if err == nil || i.o.Cache == nil || i.o.Offline || i.o.Refresh || mayRetry(ctx, err) || ctx.Err() != nil {
+	if err == nil || !src.hit || i.o.Offline || i.o.Refresh || mayRetry(ctx, err) || ctx.Err() != nil {
 		return err
 	}
 	i.o.Log.Debugf("%s: %v; asking the registry again", refName(i.o.Ref), err)
@@ -298,6 +304,17 @@ func (i *Opened) admit(ctx context.Context, src types.ImageSource) (err error) {
 		}
 		if !r.at.IsZero() {
 			i.o.Log.Infof("%s is %s, as the cache learnt at %s", refName(i.o.Ref), r.top, r.at.UTC().Format(time.RFC3339))
+		}
+	}
+	if i.o.Cache != nil && i.pins == nil {
+		for _, spec := range p.specs {
+			if spec.blob.Algorithm() == digest.SHA256 {
+				i.pins = append(i.pins, spec.blob)
+			}
+		}
+		if err := i.o.Cache.Pin(i.pins...); err != nil {
+			i.pins = nil
+			return err
 		}
 	}
 	i.p, i.src = p, src
@@ -478,7 +495,7 @@ func (s *Store) pullOnce(ctx context.Context, i *Opened) (Result, error) {
 		d.direct = i.src
 	}
 	d.ref = &destRef{d: d}
-	_, err = copy.Image(ctx, policy, d.ref, &openedRef{o.Ref, &openedSource{i.src, i}}, &copy.Options{
+	_, err = copy.Image(ctx, policy, d.ref, &openedRef{o.Ref, &openedSource{i.src, i, d}}, &copy.Options{
 		// Signatures are the policy's to check, whatever is kept of them: see allow.
 		RemoveSignatures: true,
 		PreserveDigests:  true,
@@ -491,8 +508,8 @@ func (s *Store) pullOnce(ctx context.Context, i *Opened) (Result, error) {
 	if err == nil && !d.done {
 		err = errors.New("the library did not finish the image")
 	}
-	if d.err != nil {
-		err = d.err
+	if first := d.failed(); first != nil {
+		err = first
 	}
 	return d.res, err
 }
@@ -516,6 +533,7 @@ func (r *openedRef) NewImageSource(context.Context, *types.SystemContext) (types
 type openedSource struct {
 	types.ImageSource
 	i *Opened
+	d *destination
 }
 
 func (s *openedSource) Close() error { return nil }
@@ -531,13 +549,43 @@ func (s *openedSource) GetManifest(ctx context.Context, instance *digest.Digest)
 }
 
 func (s *openedSource) GetBlob(ctx context.Context, info types.BlobInfo, cache types.BlobInfoCache) (io.ReadCloser, int64, error) {
-	switch {
-	case info.Digest == s.i.p.configDigest:
+	if info.Digest == s.i.p.configDigest {
 		return io.NopCloser(bytes.NewReader(s.i.p.config)), int64(len(s.i.p.config)), nil
-	case s.i.registry() != nil:
-		return s.i.prefetch.open(ctx, info.Digest)
 	}
-	return s.ImageSource.GetBlob(ctx, info, cache)
+	var r io.ReadCloser
+	var size int64
+	var err error
+	if reg := s.i.registry(); reg != nil {
+		r, size, err = s.i.prefetch.open(ctx, reg, info)
+	} else {
+		r, size, err = s.ImageSource.GetBlob(ctx, info, cache)
+	}
+	if err != nil {
+		return nil, 0, s.d.missed(err)
+	}
+	return &layerReader{r, s.d}, size, nil
+}
+
+// layerReader tells the destination of a layer that breaks off before the library gives it to it.
+type layerReader struct {
+	io.ReadCloser
+	d *destination
+}
+
+func (r *layerReader) Read(p []byte) (int, error) {
+	n, err := r.ReadCloser.Read(p)
+	if err != nil && err != io.EOF {
+		r.d.missed(err)
+	}
+	return n, err
+}
+
+// missed notes that a layer cannot be had: the library would go on with the next one.
+func (d *destination) missed(err error) error {
+	if d.at >= 0 && d.at < len(d.p.specs) {
+		err = fmt.Errorf("%s: %w", &d.p.specs[d.at], err)
+	}
+	return d.fail(err)
 }
 
 func (s *openedSource) LayerInfosForCopy(ctx context.Context, instance *digest.Digest) ([]types.BlobInfo, error) {
@@ -745,7 +793,8 @@ type destination struct {
 	direct types.ImageSource // takes layers past the library
 	at     int               // layer that the library is at
 	res    Result
-	err    error // first error, which the library may wrap beyond recognition
+	mu     sync.Mutex
+	err    error // first error, which the library may wrap beyond recognition; guarded by mu
 	put    []byte
 	done   bool
 }
@@ -769,16 +818,24 @@ func (d *destination) IgnoresEmbeddedDockerReference() bool { return true }
 func (d *destination) HasThreadSafePutBlob() bool { return false }
 
 func (d *destination) fail(err error) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	if d.err == nil {
 		d.err = err
 	}
 	return err
 }
 
+func (d *destination) failed() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.err
+}
+
 // TryReusingBlob is called once for each layer, in order, before PutBlob.
 func (d *destination) TryReusingBlob(ctx context.Context, info types.BlobInfo, _ types.BlobInfoCache, _ bool) (bool, types.BlobInfo, error) {
-	if d.err != nil {
-		return false, types.BlobInfo{}, d.err
+	if err := d.failed(); err != nil {
+		return false, types.BlobInfo{}, err
 	}
 	d.at++
 	if d.at >= len(d.p.specs) || info.Digest != d.p.layers[d.at].Digest {
@@ -836,8 +893,8 @@ func (d *destination) note(rec *layerRec, spec *layerSpec, fresh bool) {
 }
 
 func (d *destination) PutBlob(ctx context.Context, r io.Reader, info types.BlobInfo, _ types.BlobInfoCache, isConfig bool) (types.BlobInfo, error) {
-	if d.err != nil {
-		return types.BlobInfo{}, d.err
+	if err := d.failed(); err != nil {
+		return types.BlobInfo{}, err
 	}
 	if isConfig {
 		data, err := io.ReadAll(io.LimitReader(r, int64(len(d.p.config))+1))
@@ -870,8 +927,8 @@ func (d *destination) PutSignatures(context.Context, [][]byte, *digest.Digest) e
 
 // Commit records the image.
 func (d *destination) Commit(ctx context.Context, _ types.UnparsedImage) error {
-	if d.err != nil {
-		return d.err
+	if err := d.failed(); err != nil {
+		return err
 	}
 	if d.put == nil || d.at != len(d.p.specs)-1 {
 		return d.fail(errors.New("the library committed an image that is not whole"))

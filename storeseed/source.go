@@ -40,6 +40,7 @@ type registrySource struct {
 	sys   *types.SystemContext
 	name  reference.Named
 	fresh bool // do not believe what the cache says of a tag, nor its signatures
+	hit   bool // something of the image came from the cache
 
 	mu     sync.Mutex
 	top    digest.Digest // of the manifest or list that the reference stands for; "" until known
@@ -123,6 +124,7 @@ func (r *registrySource) GetManifest(ctx context.Context, instance *digest.Diges
 	if r.caches(d) {
 		data, err := r.o.Cache.Bytes(ctx, d, maxManifest)
 		if err == nil {
+			r.hit = true
 			return data, r.mime(d, data), nil
 		}
 		if !errors.Is(err, fs.ErrNotExist) {

@@ -131,8 +131,8 @@ func (b *blobStream) connect() error {
 		return err
 	}
 	if b.off > 0 && len(b.info.URLs) == 0 {
-		if b.body, err = getBlobFrom(ctx, src, b.info, b.off); err == nil {
-			return nil
+		if b.body, err = getBlobFrom(ctx, src, b.info, b.off); err == nil || onTheWay(err) {
+			return err
 		}
 		b.r.o.Log.Debugf("blob %s cannot be gone on with at %d: %v", b.info.Digest, b.off, err)
 	}
@@ -264,6 +264,14 @@ func refusedByRegistry(err error) bool {
 	var invalid x509.CertificateInvalidError
 	var dns *net.DNSError
 	return errors.As(err, &ca) || errors.As(err, &host) || errors.As(err, &invalid) || (errors.As(err, &dns) && dns.IsNotFound)
+}
+
+// onTheWay tells a fault that says nothing of whether the registry would do what it was asked for.
+func onTheWay(err error) bool {
+	var status docker.UnexpectedHTTPStatusError
+	var net net.Error
+	return (errors.As(err, &status) && status.StatusCode >= 500) || errors.As(err, &net) || errors.Is(err, io.EOF) ||
+		errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, context.Canceled)
 }
 
 func again(status int) bool {

@@ -250,9 +250,12 @@ func (c *Cache) Open(ctx context.Context, d digest.Digest) (*os.File, int64, err
 			return nil, 0, fmt.Errorf("reading %s: %w", f.Name(), err)
 		}
 		if n != id.size || hex.EncodeToString(h.Sum(nil)) != d.Encoded() {
-			f.Close()
 			c.o.Warn("the cache's copy of %s is damaged; it is taken away", d)
-			os.Remove(c.path(name))
+			// Another process may have replaced it already.
+			if same, err := sameFile(f, c.path(name)); err == nil && same {
+				os.Remove(c.path(name))
+			}
+			f.Close()
 			return nil, 0, fmt.Errorf("%s was damaged: %w", d, fs.ErrNotExist)
 		}
 		if _, err := f.Seek(0, io.SeekStart); err != nil {
