@@ -1,14 +1,12 @@
 package main
 
 import (
-	"bufio"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -27,6 +25,7 @@ func buildCommand() *cobra.Command {
 	var report, size string
 	var flags outputFlags
 	var sources sourceFlags
+	var listed listFlags
 	cmd := &cobra.Command{
 		Use:   "build --base BASE --image REF --output OUT",
 		Short: "Bake images into a new disk",
@@ -65,12 +64,14 @@ same bytes.`,
 			if spec.Size, err = imagebuild.ParseSize(size); err != nil {
 				return err
 			}
-			for _, name := range lists {
-				refs, err := readList(cmd.InOrStdin(), name)
+			if len(lists) > 0 {
+				entries, err := listed.read(cmd, lists)
 				if err != nil {
 					return err
 				}
-				spec.Images = append(spec.Images, refs...)
+				for _, e := range entries {
+					spec.Images = append(spec.Images, e.Ref)
+				}
 			}
 			if report != "-" {
 				spec.Report = report
@@ -100,7 +101,7 @@ same bytes.`,
 	f := cmd.Flags()
 	f.StringVar(&spec.Base, "base", "", "the boot `DISK` to start from, qcow2 or raw; only read")
 	f.StringArrayVar(&spec.Images, "image", nil, "the `REF` of an image to bake; may be given more than once")
-	f.StringArrayVar(&lists, "images-from", nil, "a `FILE` of references, one a line, # starts a comment; - is standard input")
+	f.StringArrayVar(&lists, "images-from", nil, "a `FILE` of references, one a line, or a manifest, a folder of manifests, a Helm chart; - is standard input")
 	f.StringVar(&spec.Output, "output", "", "the disk to make, a `FILE`")
 	f.StringVar(&spec.Store, "store", imagebuild.DefaultStore, "the store's `PATH` on the node")
 	f.StringVar(&spec.Platform, "platform", "", "`OS/ARCH[/VARIANT]` of the images (default: the base disk's own)")
@@ -110,47 +111,10 @@ same bytes.`,
 	addDiskFlags(cmd, &spec.DiskOptions)
 	flags.add(cmd)
 	sources.add(cmd)
+	listed.add(cmd)
 	f.BoolVar(&spec.DryRun, "dry-run", false, "print the plan and the space that it needs; write nothing")
 	f.StringVar(&report, "report", "", "write a JSON report to `FILE`; - is standard output")
 	return cmd
-}
-
-// readList reads references, one a line. # starts a comment at a line's beginning or after a blank.
-func readList(stdin io.Reader, name string) ([]string, error) {
-	in := stdin
-	if name != "-" {
-		f, err := os.Open(name)
-		if err != nil {
-			return nil, err
-		}
-		defer f.Close()
-		in = f
-	}
-	var refs []string
-	sc := bufio.NewScanner(in)
-	for n := 1; sc.Scan(); n++ {
-		line := sc.Text()
-		if n == 1 {
-			line = strings.TrimPrefix(line, "\ufeff")
-		}
-		if i := strings.IndexByte(line, '#'); i == 0 || i > 0 && (line[i-1] == ' ' || line[i-1] == '\t') {
-			line = line[:i]
-		}
-		line = strings.TrimSpace(line)
-		if strings.ContainsAny(line, " \t") {
-			return nil, usage("%s, line %d: %q is not one reference", name, n, line)
-		}
-		if line != "" {
-			refs = append(refs, line)
-		}
-	}
-	if err := sc.Err(); err != nil {
-		return nil, fmt.Errorf("reading %s: %w", name, err)
-	}
-	if len(refs) == 0 {
-		return nil, usage("%s holds no reference", name)
-	}
-	return refs, nil
 }
 
 // epoch reads SOURCE_DATE_EPOCH, seconds since 1970 (https://reproducible-builds.org/specs/source-date-epoch/).

@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
-	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -189,27 +188,40 @@ func TestInterrupted(t *testing.T) {
 	}
 }
 
-func TestReadList(t *testing.T) {
-	for _, c := range []struct {
-		in   string
-		want []string
-		err  string
-	}{
-		{"a:1\nb:2\n", []string{"a:1", "b:2"}, ""},
-		{"\ufeffa\r\n# comment\n\n  b # why\n\tdir:/x#y\n", []string{"a", "b", "dir:/x#y"}, ""},
-		{"a", []string{"a"}, ""},
-		{"a b\n", nil, "line 1"},
-		{"# nothing\n", nil, "no reference"},
+func TestImagesIn(t *testing.T) {
+	dir := t.TempDir()
+	for name, text := range map[string]string{
+		"list": "\ufeffa.example/x:1\r\n# comment\n\n  b.example/y:2 # why\na.example/x:1\n", "blank": "a b\n", "nothing": "# nothing\n",
+		"pod.yaml": "kind: Pod\napiVersion: v1\nmetadata: {name: p}\nspec:\n  containers:\n  - name: c\n    image: c.example/z:3\n",
 	} {
-		got, err := readList(strings.NewReader(c.in), "-")
-		if c.err != "" {
-			if err == nil || !strings.Contains(err.Error(), c.err) {
-				t.Errorf("%q: error %v, want %q", c.in, err, c.err)
-			}
-			continue
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
 		}
-		if err != nil || !reflect.DeepEqual(got, c.want) {
-			t.Errorf("%q: got %q, %v; want %q", c.in, got, err, c.want)
+	}
+	for _, c := range []struct {
+		args []string
+		code int
+		want string // of standard output, or in standard error where code is not 0
+	}{
+		{[]string{"list", "pod.yaml"}, 0, "a.example/x:1\nb.example/y:2\nc.example/z:3\n"},
+		{[]string{"pod.yaml", "--from"}, 0, "IMAGE            FIRST SEEN\nc.example/z:3    DIR/pod.yaml:7: Pod p: spec.containers[0].image\n"},
+		{[]string{"pod.yaml", "--json"}, 0, "[\n  {\n    \"reference\": \"c.example/z:3\",\n    \"from\": \"DIR/pod.yaml:7: Pod p: spec.containers[0].image\"\n  }\n]\n"},
+		{[]string{"blank"}, 1, "blank"},
+		{[]string{"nothing"}, 2, "no reference"},
+		{[]string{}, 2, "FILE is missing"},
+		{[]string{"gone"}, 1, "gone"},
+	} {
+		args := []string{"images-in"}
+		for _, a := range c.args {
+			if !strings.HasPrefix(a, "-") {
+				a = filepath.Join(dir, a)
+			}
+			args = append(args, a)
+		}
+		code, stdout, stderr := nodebake(t, args...)
+		stdout = strings.ReplaceAll(stdout, dir, "DIR")
+		if code != c.code || code == 0 && strings.Join(strings.Fields(stdout), " ") != strings.Join(strings.Fields(c.want), " ") || code != 0 && !strings.Contains(stderr, c.want) {
+			t.Errorf("%q: exit %d, want %d with %q\n%s%s", c.args, code, c.code, c.want, stdout, stderr)
 		}
 	}
 }
