@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"runtime"
+	"strings"
 	"testing"
 	"time"
 )
@@ -136,4 +137,27 @@ func BenchmarkCheck(b *testing.B) {
 	}
 	b.StopTimer()
 	b.ReportMetric(stop(), "MiB-heap")
+}
+
+// BenchmarkGrow is growth alone, of an empty filesystem. The second has the smallest groups that the format allows.
+func BenchmarkGrow(b *testing.B) {
+	needRepair(b)
+	for _, c := range []struct {
+		name, args string
+		from, to   int64
+	}{{"3GiB-20GiB", "-m rmapbt=1", 3 << 30, 20 << 30}, {"320MiB-2TiB", "--unsupported -d agcount=18 -l size=13m -m rmapbt=1", 320 << 20, 2 << 40}} {
+		b.Run(c.name, func(b *testing.B) {
+			for i := 0; i < b.N; i++ {
+				b.StopTimer()
+				img := mkfs(b, c.from, strings.Fields(c.args)...)
+				stop := peak()
+				b.StartTimer()
+				n := growImage(b, img, c.to)
+				b.StopTimer()
+				b.ReportMetric(stop(), "MiB-heap")
+				b.ReportMetric(float64(n)/1e6, "MB-written")
+				os.Remove(img)
+			}
+		})
+	}
 }
