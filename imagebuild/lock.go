@@ -45,6 +45,10 @@ type LockedLayer struct {
 	Size   int64         `json:"size"`
 }
 
+func (l LockedLayer) String() string {
+	return fmt.Sprintf("%s of %d bytes with the diffID %s", l.Digest, l.Size, l.DiffID)
+}
+
 const (
 	lockVersion = "nodebake/v1"
 	lockKind    = "Lock"
@@ -71,10 +75,16 @@ func ReadLock(name string) (*Lock, error) {
 	if err := d.Decode(&l); err != nil {
 		return nil, fmt.Errorf("%w: lock %s: %w", ErrUsage, name, err)
 	}
+	if _, err := d.Token(); err != io.EOF {
+		return nil, fmt.Errorf("%w: lock %s: something follows the lock", ErrUsage, name)
+	}
 	if l.APIVersion != lockVersion || l.Kind != lockKind {
 		return nil, fmt.Errorf("%w: %s is a %q of %q, and no %s of %s", ErrUsage, name, l.Kind, l.APIVersion, lockKind, lockVersion)
 	}
-	for _, i := range l.Images {
+	for n, i := range l.Images {
+		if slices.ContainsFunc(l.Images[:n], func(other LockedImage) bool { return other.Reference == i.Reference }) {
+			return nil, fmt.Errorf("%w: lock %s: %s is there twice", ErrUsage, name, i.Reference)
+		}
 		err := errors.Join(i.Manifest.Validate(), i.Config.Validate())
 		if i.List != "" {
 			err = errors.Join(err, i.List.Validate())
@@ -166,15 +176,37 @@ func (b *bake) checkLock(n int, r storeseed.Result) error {
 	}
 	want, _ := b.lock.of(b.Images[n])
 	is := lockImage(b.Images[n], r)
+	differs := func(what string, is, want any) error {
+		return fmt.Errorf("%w: %s of %s is %v, and by the lock %s it must be %v", ErrVerify, what, b.Images[n], is, b.Lock, want)
+	}
 	for _, c := range []struct {
 		what     string
 		is, want digest.Digest
-	}{{"manifest", is.Manifest, want.Manifest}, {"config", is.Config, want.Config}} {
+	}{{"the manifest list", is.List, want.List}, {"the manifest", is.Manifest, want.Manifest}, {"the config", is.Config, want.Config}} {
 		if c.is != c.want {
-			return fmt.Errorf("%w: the %s of %s is %s, and by the lock %s it must be %s", ErrVerify, c.what, want.Reference, c.is, b.Lock, c.want)
+			return differs(c.what, orNone(c.is), orNone(c.want))
 		}
 	}
+	// These follow from the manifest, unless the file was edited: then what was reviewed is not what it stands for.
+	if len(is.Layers) != len(want.Layers) {
+		return differs("the number of layers", len(is.Layers), len(want.Layers))
+	}
+	for i, l := range is.Layers {
+		if l != want.Layers[i] {
+			return differs(fmt.Sprintf("layer %d", i+1), l, want.Layers[i])
+		}
+	}
+	if is.Size != want.Size {
+		return differs("the size", is.Size, want.Size)
+	}
 	return nil
+}
+
+func orNone(d digest.Digest) string {
+	if d == "" {
+		return "none"
+	}
+	return d.String()
 }
 
 // writeLock writes the lock of a bake that was not bound to one. The file is replaced whole.
