@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 	"unsafe"
@@ -50,14 +51,20 @@ func attach(t testing.TB, raw string, number int, options ...string) string {
 	p := area(t, raw, number)
 	args := append([]string{"-f", "--show", "-o", fmt.Sprint(p.start), "--sizelimit", fmt.Sprint(p.size)}, options...)
 	dev := strings.TrimSpace(run(t, "losetup", append(args, raw)...))
+	attached.Store(dev, true)
 	t.Cleanup(func() { detach(t, dev) })
 	return dev
 }
 
+// attached are the loop devices that this process has. One that was freed may be another process's at once.
+var attached sync.Map
+
 // detach frees a loop device; a second time it does nothing.
 func detach(t testing.TB, dev string) {
 	t.Helper()
-	command(t, nil, "losetup", "-d", dev)
+	if _, ours := attached.LoadAndDelete(dev); ours {
+		command(t, nil, "losetup", "-d", dev)
+	}
 }
 
 func isXFS(t testing.TB, raw string, number int) bool {

@@ -423,15 +423,23 @@ func TestGrowGPT4096(t *testing.T) {
 		t.Skip("loop devices need root")
 	}
 	name := sparse(t, 300*mib)
+	// A device that was freed may be another process's at once: it must not be freed twice.
+	attached := ""
+	free := func() {
+		if attached != "" {
+			exec.Command("losetup", "-d", attached).Run()
+		}
+		attached = ""
+	}
+	t.Cleanup(free)
 	loop := func() string {
-		dev := strings.TrimSpace(output(t, "", "losetup", "-f", "--show", "-b", "4096", name))
-		t.Cleanup(func() { exec.Command("losetup", "-d", dev).Run() })
-		return dev
+		attached = strings.TrimSpace(output(t, "", "losetup", "-f", "--show", "-b", "4096", name))
+		return attached
 	}
 	dev := loop()
 	tool(t, "label: gpt\nsize=10M,type=U\nsize=100M,name=root\n", "sfdisk", "-q", dev)
 	rest, sizes := dump(t, dev)
-	tool(t, "", "losetup", "-d", dev)
+	free()
 	var room int64
 	var p Partition
 	r := edit(t, name, 2*gib, func(d *Disk, e *TableEdit) {
