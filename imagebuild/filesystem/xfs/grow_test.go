@@ -511,8 +511,8 @@ func TestGrowIsCheap(t *testing.T) {
 // TestGrowOverNoise grows into a part of the device that reads as anything.
 func TestGrowOverNoise(t *testing.T) {
 	needKernel(t)
-	for i, args := range []string{"-m rmapbt=1", "-b size=65536 -s size=4096 -m rmapbt=1"} {
-		const from, to = 700 << 20, 2000 << 20
+	for i, args := range []string{"-m rmapbt=1", "-b size=16384 -s size=4096 -m rmapbt=1"} {
+		const from, to = 700 << 20, 1200 << 20
 		img := mkfs(t, from, strings.Fields(args)...)
 		f, _ := openImage(t, img)
 		b := noise(1, 1<<20)
@@ -530,7 +530,7 @@ func TestGrowOverNoise(t *testing.T) {
 		}
 		mustAdd(t, w, &tar.Header{Name: "d", Typeflag: tar.TypeDir, Mode: 0755}, nil)
 		want["d"] = record{Type: tar.TypeDir, Mode: 0755, Mtime: now}
-		fillFiles(t, w, want, "d/new", 900<<20, rand.New(rand.NewSource(int64(i))))
+		fillFiles(t, w, want, "d/new", 450<<20, rand.New(rand.NewSource(int64(i))))
 		commit(t, w)
 		repairClean(t, img)
 		mounted(t, img, "rw", func(dir string) {
@@ -552,7 +552,7 @@ func TestGrowFar(t *testing.T) {
 		from, size int64
 		repair     bool // xfs_repair takes hours for very many groups, on the kernel's own too
 	}
-	all := []far{{"-m rmapbt=1", 8 << 30, 2 << 40, true}, {"--unsupported -d agcount=18 -l size=10m", 320 << 20, 200 << 30, false}}
+	all := []far{{"-m rmapbt=1", 16 << 30, 2 << 40, true}, {"--unsupported -d agcount=18 -l size=10m", 320 << 20, 60 << 30, false}}
 	if os.Getenv("NODEBAKE_SOAK") != "" {
 		all = append(all, far{"--unsupported -d agcount=18 -l size=13m -m rmapbt=1", 320 << 20, 2 << 40, false}, far{"-b size=1024 -m rmapbt=1", 3 << 30, 1 << 40, true},
 			far{"-s size=4096", 2 << 30, 2 << 40, true}, far{"--unsupported -d agcount=1", 320 << 20, 2 << 40, false}, far{"-b size=65536", 1 << 30, 8 << 40, false})
@@ -574,7 +574,7 @@ func TestGrowFar(t *testing.T) {
 		want := tree{}
 		mounted := func(f func(dir string)) { mounted(t, img, "rw", f) }
 		rng := rand.New(rand.NewSource(1))
-		fillFiles(t, w, want, "new", 300<<20, rng)
+		fillFiles(t, w, want, "new", 100<<20, rng)
 		commit(t, w)
 		if len(g.asked) != 0 {
 			t.Errorf("asked for %v", g.asked)
