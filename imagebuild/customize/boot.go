@@ -129,6 +129,19 @@ func (p *planner) loadEntries(b *boot, s *osroot.System) error {
 		files[e.File] = f
 	}
 	ostree.SortEntries(entries)
+	saved, err := p.savedEntry(s)
+	if err != nil {
+		return err
+	}
+	slices.SortStableFunc(entries, func(a, b ostree.Entry) int {
+		first := func(e ostree.Entry) int {
+			if strings.TrimSuffix(e.File, ".conf") == saved {
+				return 0
+			}
+			return 1
+		}
+		return first(a) - first(b)
+	})
 	for _, e := range entries {
 		f := files[e.File]
 		b.files = append(b.files, f)
@@ -138,6 +151,25 @@ func (p *planner) loadEntries(b *boot, s *osroot.System) error {
 		b.entries = append(b.entries, c)
 	}
 	return nil
+}
+
+// savedEntry is what grubenv says of the entry that GRUB starts by default; empty where it says nothing.
+func (p *planner) savedEntry(s *osroot.System) (string, error) {
+	for _, dir := range grubDirs {
+		f, err := p.readText(s, dir+"/grubenv")
+		if err != nil {
+			return "", err
+		}
+		if f == nil {
+			continue
+		}
+		for _, l := range f.lines {
+			if id, ok := strings.CutPrefix(l, "saved_entry="); ok {
+				return strings.TrimSpace(id), nil
+			}
+		}
+	}
+	return "", nil
 }
 
 // setOptions makes one "options" line of an entry's, in the place of the first.

@@ -122,7 +122,7 @@ func FuzzArgs(f *testing.F) {
 }
 
 func FuzzEnv(f *testing.F) {
-	f.Add(envSignature + "kernelopts=root=x ro \n####", "quiet")
+	f.Add(envSignature+"kernelopts=root=x ro \n####", "quiet")
 	f.Add(envSignature+"saved_entry=a\nkernelopts=a\\\\b\nx=1\n###########", "q")
 	f.Fuzz(func(t *testing.T, block, arg string) {
 		file := &textFile{name: "grubenv", lines: slices.Collect(strings.Lines(block))}
