@@ -14,6 +14,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/nodebake/nodebake/imagebuild/osroot"
 )
 
 func mode(m os.FileMode) *os.FileMode { return &m }
@@ -166,7 +168,11 @@ func TestKargs(t *testing.T) {
 		}, ""},
 		{"RHEL 8 with EFI: grubenv is out of reach", files{
 			"boot/loader/entries/a-4.conf": entry("4", "options $kernelopts\n"), "boot/grub2/grubenv": "->../efi/EFI/redhat/grubenv", "etc/fstab": "UUID=1 /boot/efi vfat defaults\n",
-		}, Spec{KargAppend: []string{"nodebake=1"}}, files{"boot/loader/entries/a-4.conf": entry("4", "options $kernelopts nodebake=1\n")}, ""},
+			"boot/grub2/grub.cfg": "set kernelopts=\"ro\"\n",
+		}, Spec{KargAppend: []string{"nodebake=1"}}, files{"boot/loader/entries/a-4.conf": entry("4", "options $kernelopts nodebake=1\n"), "boot/grub2/grub.cfg": "set kernelopts=\"ro\"\n"}, ""},
+		{"RHEL 8: the fallback of grub.cfg is all there is", files{
+			"boot/loader/entries/a-4.conf": entry("4", "options $kernelopts\n"), "boot/grub2/grubenv": block("saved_entry=a-4\n"), "boot/grub2/grub.cfg": "set kernelopts=\"ro quiet\"\n",
+		}, Spec{KargAppend: []string{"nodebake=1"}, KargDelete: []string{"quiet"}}, files{"boot/loader/entries/a-4.conf": entry("4", "options $kernelopts\n"), "boot/grub2/grub.cfg": "set kernelopts=\"ro nodebake=1\"\n"}, ""},
 		{"Debian: grub.cfg and /etc/default/grub", files{
 			"boot/grub/grub.cfg": "menuentry 'D' {\n\tlinux\t/boot/vmlinuz-6 root=UUID=a ro console=tty0 quiet $vt\n\tinitrd /i\n}\nmenuentry 'R' {\n\t\tlinux /boot/vmlinuz-6 root=UUID=a ro single\n}\n  linux16 /boot/memtest\n",
 			"etc/default/grub":   "GRUB_CMDLINE_LINUX_DEFAULT=\"quiet\"\nGRUB_CMDLINE_LINUX=''\n# GRUB_CMDLINE_LINUX=no\n", "etc/default/grub.d/10_cloud.cfg": "GRUB_CMDLINE_LINUX=\"$GRUB_CMDLINE_LINUX console=tty0\" # cloud\n",
@@ -242,6 +248,8 @@ func TestKargsRefused(t *testing.T) {
 		{"full grubenv", rhel8.with(files{"boot/grub2/grubenv": full}), Spec{KargAppend: []string{"x=" + strings.Repeat("y", 1000)}}, ErrUnsupported, "has 1024 bytes, and 27 more would be needed"},
 		{"no environment block", rhel8.with(files{"boot/grub2/grubenv": "x"}), Spec{KargAppend: []string{"x"}}, ErrUnsupported, "is no environment block of GRUB"},
 		{"cut short", rhel8.with(files{"boot/grub2/grubenv": envSignature + "kernelopts=a"}), Spec{KargAppend: []string{"x"}}, ErrUnsupported, "is cut short"},
+		{"grubenv out of reach", rhel8.with(files{"boot/grub2/grubenv": "->../efi/EFI/redhat/grubenv", "etc/fstab": "UUID=1 /boot/efi vfat defaults\n", "boot/grub2/grub.cfg": "set kernelopts=\"quiet\"\n"}),
+			Spec{KargDelete: []string{"quiet"}}, osroot.ErrHidden, "which cannot be changed"},
 		{"no variable", rhel8, Spec{KargDelete: []string{"x"}}, ErrUnsupported, "no grubenv in /boot/grub2 or /boot/grub has it"},
 		{"variable and own", files{"boot/loader/entries/a.conf": "linux /v\noptions $kernelopts quiet\n", "boot/grub2/grubenv": strings.Replace(full, "=a\n#######", "=a quiet\n#", 1)},
 			Spec{KargDelete: []string{"quiet"}}, ErrUsage, "has several values of quiet"},
@@ -421,4 +429,29 @@ func mounted(t *testing.T, name string, do func(mnt string)) {
 			do(mnt)
 		})
 	})
+}
+
+// The same spec on the same disk makes the same bytes.
+func TestDeterministic(t *testing.T) {
+	name := ext4Disk(t, base.with(bls))
+	src := t.TempDir()
+	files{"d/z": "1", "d/a": "2", "d/m/n": "3"}.write(t, src)
+	var sums []string
+	for range 2 {
+		one := filepath.Join(t.TempDir(), "disk.raw")
+		run(t, "cp", name, one)
+		root := open(t, one)
+		p, err := NewPlan(root, Spec{Copies: []Copy{{Src: filepath.Join(src, "d"), Dst: "/opt/d"}}, Writes: []Write{{"/etc/motd", "x"}}, KargAppend: []string{"a"}, Hostname: "h", ResetIdentity: true, Deletes: []string{"/etc/folder"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		apply(t, one, root, p)
+		if err := os.Chtimes(filepath.Join(src, "d", "a"), now, now); err != nil {
+			t.Fatal(err)
+		}
+		sums = append(sums, run(t, "sha256sum", one)[:64])
+	}
+	if sums[0] != sums[1] {
+		t.Error(sums)
+	}
 }

@@ -279,6 +279,9 @@ func (p *planner) loadEnv(b *boot, s *osroot.System) error {
 	if len(b.env) == 0 && b.envErr == nil {
 		b.envErr = fmt.Errorf("%w: the boot loader entries say $kernelopts, and no grubenv in %s has it", ErrUnsupported, strings.Join(grubDirs, " or "))
 	}
+	if b.envErr != nil {
+		b.env = nil // the fallback says nothing where the variable may be set
+	}
 	return nil
 }
 
@@ -441,6 +444,9 @@ func (p *planner) planBoot() error {
 		if err := o.check(); err != nil {
 			return err
 		}
+		if key, _, _ := cutArg(o.arg); key == "ostree" && p.root.Ostree {
+			return fmt.Errorf("%w: %s %s: ostree= names the deployment that is started; it is ostree's to change", ErrUsage, o.flag, o.arg)
+		}
 	}
 	if p.root.Platform == "linux/s390x" {
 		return fmt.Errorf("%w: on s390x kernel arguments are in a boot record that zipl writes, which would have to run", ErrUnsupported)
@@ -479,7 +485,7 @@ func (p *planner) apply(b *boot, o op) error {
 	}
 	if o.verb == appendArg {
 		// Where the variable can be changed, the entries that refer to it get the argument by it.
-		byEnv := len(b.env) > 0 && b.envErr == nil
+		byEnv := len(b.env) > 0
 		for _, c := range slices.Concat(main, b.env, b.keep) {
 			if slices.Contains(main, c) && c.refs && byEnv || slices.Contains(b.keep, c) && !c.appendTo {
 				continue

@@ -130,6 +130,8 @@ type copier struct {
 	Copy
 	p *planner
 	s *osroot.System
+	// base is the folder on this machine that names are relative to.
+	base string
 	// file is called for each regular file, with its content, and each link; folder for each folder, which is ours if it
 	// is not on the disk yet.
 	file   func(at string, h *tar.Header, r io.Reader) error
@@ -143,8 +145,10 @@ func (c *copier) run(ctx context.Context, src string, st fs.FileInfo, dst, at st
 			return fmt.Errorf("%w: %w", ErrUsage, err)
 		}
 		defer dir.Close()
+		c.base = filepath.Dir(src)
 		return c.one(dir, filepath.Base(src), st, at)
 	}
+	c.base = src
 	dir, err := os.OpenRoot(src)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrUsage, err)
@@ -175,7 +179,7 @@ func (c *copier) walk(ctx context.Context, dir *os.Root, rel string, st fs.FileI
 	names, err := f.Readdirnames(-1)
 	f.Close()
 	if err != nil {
-		return fmt.Errorf("%w: reading the folder %s: %w", ErrUsage, filepath.Join(c.Src, rel), err)
+		return fmt.Errorf("%w: reading the folder %s: %w", ErrUsage, filepath.Join(c.base, rel), err)
 	}
 	slices.Sort(names)
 	for _, n := range names {
@@ -205,7 +209,7 @@ func (c *copier) walk(ctx context.Context, dir *os.Root, rel string, st fs.FileI
 
 // one copies a regular file or a link.
 func (c *copier) one(dir *os.Root, rel string, st fs.FileInfo, at string) error {
-	name := filepath.Join(c.Src, rel)
+	name := filepath.Join(c.base, rel)
 	switch st.Mode().Type() {
 	case 0:
 	case fs.ModeSymlink:

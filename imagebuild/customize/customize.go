@@ -44,7 +44,8 @@ type Spec struct {
 // Copy is a file or folder of this machine, and where it goes.
 type Copy struct {
 	Src, Dst string
-	// Mode, UID and GID replace the source's mode and 0:0 where they are set.
+	// Mode (of which os.ModeSetuid, ModeSetgid and ModeSticky count), UID and GID replace the source's mode and 0:0 where
+	// they are set.
 	Mode     *os.FileMode
 	UID, GID *int
 }
@@ -113,7 +114,7 @@ func checkPath(name string) error {
 	}
 	for c := range strings.SplitSeq(name, "/") {
 		if c == ".." || c == "." {
-			return fmt.Errorf("%w: the path %q must be without . and ..", ErrUsage, name)
+			return fmt.Errorf("%w: the path %q may have no . or .. in it", ErrUsage, name)
 		}
 		if len(c) > 255 {
 			return fmt.Errorf("%w: the path %q has a name longer than 255 bytes", ErrUsage, name)

@@ -1,6 +1,7 @@
 package customize
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"os"
@@ -16,7 +17,7 @@ func TestParseCopy(t *testing.T) {
 	for _, c := range []struct{ in, want string }{
 		{"a:/b", ""}, {"a:/b:0644", ""}, {"a:/b:4755:0:107", ""}, {"./x y:/b/", ""},
 		{"a", "give SRC:DST"}, {"a:", "give SRC:DST"}, {":/b", "give SRC:DST"}, {"a:/b:0644:0", "give SRC:DST"}, {"a:/b:0:0:0:0", "give SRC:DST"},
-		{"a:b", "must begin with a slash"}, {"a:/b/../c", "without . and .."}, {"a:/b/./c", "without . and .."}, {"a:/b\nc", "is no path"},
+		{"a:b", "must begin with a slash"}, {"a:/b/../c", "no . or .. in it"}, {"a:/b/./c", "without . and .."}, {"a:/b\nc", "is no path"},
 		{"a:/" + strings.Repeat("x", 256), "longer than 255 bytes"},
 		{"a:/b:rw", "octal"}, {"a:/b:10000", "octal"}, {"a:/b:0644:root:0", "not a number of a user"}, {"a:/b:0644:0:-1", "not a number of a user"},
 		{"a:/b:0644:0:4294967295", "not a number of a user"},
@@ -163,6 +164,7 @@ func TestRefusedOstree(t *testing.T) {
 		"kernel":         {Spec{Deletes: []string{"/boot/ostree"}}, osroot.ErrImmutable, "written anew with each deployment"},
 		"etc":            {Spec{Deletes: []string{"/etc"}}, ErrUsage, "system's own folders"},
 		"var otherwise":  {Spec{Deletes: []string{"/sysroot/ostree/deploy/demo/var"}}, osroot.ErrImmutable, "/sysroot/ostree/deploy/demo"},
+		"the deployment": {Spec{KargDelete: []string{"ostree"}}, ErrUsage, "ostree= names the deployment that is started"},
 		"no firstboot":   {Spec{Ignition: ign(t)}, ErrUnsupported, "there is no Ignition on the disk (nodebake demo OS"},
 		"no platform id": {Spec{IgnitionPlatform: "metal"}, ErrUnsupported, "has no ignition.platform.id"},
 	} {
@@ -182,4 +184,26 @@ func ign(t testing.TB) string {
 		t.Fatal(err)
 	}
 	return name
+}
+
+// A source that changes between the plan and the copy is noticed.
+func TestReplacedSource(t *testing.T) {
+	src := t.TempDir()
+	files{"dir/a": "1", "dir/b": "2"}.write(t, src)
+	p, err := NewPlan(open(t, ext4Disk(t, base)), Spec{Copies: []Copy{{Src: filepath.Join(src, "dir", "a"), Dst: "/etc/x"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(filepath.Join(src, "dir", "b"), filepath.Join(src, "dir", "a")); err != nil {
+		t.Fatal(err)
+	}
+	err = p.Apply(context.Background(), func(*osroot.System) Writer { return nil })
+	if !errors.Is(err, ErrUsage) || !strings.Contains(err.Error(), "/etc/x: wrong use: ") || !strings.Contains(err.Error(), "dir/a was replaced while it was read") {
+		t.Error(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := p.Apply(ctx, nil); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
 }
