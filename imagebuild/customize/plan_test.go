@@ -17,7 +17,7 @@ func TestParseCopy(t *testing.T) {
 	for _, c := range []struct{ in, want string }{
 		{"a:/b", ""}, {"a:/b:0644", ""}, {"a:/b:4755:0:107", ""}, {"./x y:/b/", ""},
 		{"a", "give SRC:DST"}, {"a:", "give SRC:DST"}, {":/b", "give SRC:DST"}, {"a:/b:0644:0", "give SRC:DST"}, {"a:/b:0:0:0:0", "give SRC:DST"},
-		{"a:b", "must begin with a slash"}, {"a:/b/../c", "no . or .. in it"}, {"a:/b/./c", "without . and .."}, {"a:/b\nc", "is no path"},
+		{"a:b", "must begin with a slash"}, {"a:/b/../c", "no . or .. in it"}, {"a:/b/./c", "no . or .. in it"}, {"a:/b\nc", "is no path"},
 		{"a:/" + strings.Repeat("x", 256), "longer than 255 bytes"},
 		{"a:/b:rw", "octal"}, {"a:/b:10000", "octal"}, {"a:/b:0644:root:0", "not a number of a user"}, {"a:/b:0644:0:-1", "not a number of a user"},
 		{"a:/b:0644:0:4294967295", "not a number of a user"},
