@@ -209,6 +209,7 @@ func TestKargs(t *testing.T) {
 				}
 			}
 			checkEnv(t, name, c.want)
+			checkDebian(t, name, c.want)
 		})
 	}
 }
@@ -231,6 +232,26 @@ func checkEnv(t *testing.T, name string, want files) {
 		t.Errorf("grub-editenv lists\n%s", out)
 	}
 	run(t, "grub-editenv", f, "set", "more=1")
+}
+
+// checkDebian has the shell and GRUB read what Debian's disk holds now.
+func checkDebian(t *testing.T, name string, want files) {
+	t.Helper()
+	const cloud = "etc/default/grub.d/10_cloud.cfg"
+	if want[cloud] == "" {
+		return
+	}
+	if _, err := exec.LookPath("grub-script-check"); err != nil {
+		lacking(t, "grub-script-check (Debian: grub-common) is missing")
+	}
+	dir := t.TempDir()
+	for _, f := range []string{"etc/default/grub", cloud, "boot/grub/grub.cfg"} {
+		files{f: read(t, name, "/"+f)}.write(t, dir)
+	}
+	run(t, "grub-script-check", filepath.Join(dir, "boot/grub/grub.cfg"))
+	if got := run(t, "sh", "-euc", "cd \"$0\"; . ./etc/default/grub; . ./"+cloud+"; printf '%s|%s' \"$GRUB_CMDLINE_LINUX\" \"$GRUB_CMDLINE_LINUX_DEFAULT\"", dir); got != ` console=tty1 nodebake=1 x="a b"|` {
+		t.Errorf("the shell reads %q", got)
+	}
 }
 
 // What cannot be done with the arguments of such disks.
