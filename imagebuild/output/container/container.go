@@ -202,7 +202,7 @@ func checkPath(p string) error {
 		return fmt.Errorf("%w: %q cannot be a disk's path in an image; disk/boot.qcow2 could", ErrOptions, p)
 	}
 	for c := range strings.SplitSeq(p, "/") {
-		if c == ".." || c == "." || strings.HasPrefix(c, whiteout) || len(c) > 255 {
+		if c == "" || c == ".." || c == "." || strings.HasPrefix(c, whiteout) || len(c) > 255 {
 			return fmt.Errorf("%w: %q cannot be a disk's path in an image: %q is no name for a file there", ErrOptions, p, c)
 		}
 	}

@@ -37,6 +37,11 @@ func checkLayout(d Dest, force bool) error {
 	case !st.IsDir():
 		return fmt.Errorf("%s is not a folder, which an OCI layout is; choose another output", d.path)
 	}
+	lock, err := lockDir(d.path) // another bake may be about to make it a layout
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
 	index, err := readLayout(d.path)
 	if err != nil {
 		return err
@@ -205,6 +210,9 @@ func writeLayout(ctx context.Context, d Dest, disk io.Reader, size int64, o *Opt
 	if err != nil {
 		return Result{}, err
 	}
+	if err := made.placeData(filepath.Join(dir, imgspecv1.ImageLayoutFile), layoutFile, false); err != nil {
+		return Result{}, err
+	}
 	blobs := filepath.Join(dir, imgspecv1.ImageBlobsDir)
 	for _, p := range []string{blobs, filepath.Join(blobs, l.blob.Algorithm().String())} {
 		if err := made.mkdir(p); err != nil {
@@ -218,9 +226,6 @@ func writeLayout(ctx context.Context, d Dest, disk io.Reader, size int64, o *Opt
 		if err := made.placeData(filepath.Join(dir, blobName(doc.desc.Digest)), doc.data, false); err != nil {
 			return Result{}, err
 		}
-	}
-	if err := made.placeData(filepath.Join(dir, imgspecv1.ImageLayoutFile), layoutFile, false); err != nil {
-		return Result{}, err
 	}
 	var old []imgspecv1.Descriptor
 	if at >= 0 {
