@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	digest "github.com/opencontainers/go-digest"
 	"github.com/sirupsen/logrus"
 
 	"github.com/nodebake/nodebake/imagebuild/disk"
@@ -20,6 +21,7 @@ import (
 	"github.com/nodebake/nodebake/imagebuild/osroot"
 	"github.com/nodebake/nodebake/imagebuild/osroot/selinux"
 	"github.com/nodebake/nodebake/imagebuild/output"
+	"github.com/nodebake/nodebake/imagebuild/output/container"
 	"github.com/nodebake/nodebake/storeseed"
 	"github.com/nodebake/nodebake/storeseed/blobcache"
 	"github.com/nodebake/nodebake/storeseed/storageconf"
@@ -27,12 +29,13 @@ import (
 
 // Spec says what to bake.
 type Spec struct {
-	// Base is the path of the disk to start from. It is never written.
-	Base string
+	// Base is the path of the disk to start from, or a reference of a container image that holds it at BasePath (empty:
+	// where OCNE and KubeVirt look). It is never written.
+	Base, BasePath string
 	// Images are references as storeseed.ParseReference takes them, in the order in which they are baked.
 	Images []string
-	// Output is the path of the new disk.
-	Output string
+	// Output is the path of the new disk, or a container image that will hold it at DiskPath; see container.ParseDest.
+	Output, DiskPath string
 	// Store is the store's path on the running system; empty is DefaultStore.
 	Store string
 	// Platform is os/arch[/variant]; empty is the base disk's own.
@@ -62,16 +65,19 @@ type Spec struct {
 
 // Report says what a bake did, or with DryRun would do.
 type Report struct {
-	DryRun   bool             `json:"dryRun,omitempty"`
-	Base     DiskReport       `json:"base"`
-	Output   *DiskReport      `json:"output,omitempty"`
-	Root     RootReport       `json:"root"`
-	Platform string           `json:"platform"`
-	Store    string           `json:"store"`
-	Epoch    time.Time        `json:"epoch"`
-	Images   []ImageReport    `json:"images"`
-	Changed  []FileReport     `json:"changedFiles"`
-	Space    filesystem.Space `json:"space"`
+	DryRun bool        `json:"dryRun,omitempty"`
+	Base   DiskReport  `json:"base"`
+	Output *DiskReport `json:"output,omitempty"`
+	// BaseImage is the container image that the base is out of, Container the one that holds the output.
+	BaseImage digest.Digest    `json:"baseImage,omitempty"`
+	Container *ContainerReport `json:"container,omitempty"`
+	Root      RootReport       `json:"root"`
+	Platform  string           `json:"platform"`
+	Store     string           `json:"store"`
+	Epoch     time.Time        `json:"epoch"`
+	Images    []ImageReport    `json:"images"`
+	Changed   []FileReport     `json:"changedFiles"`
+	Space     filesystem.Space `json:"space"`
 	// Size is the new disk's in bytes, StoreVolume the partition that the store is on, as it is then.
 	Size        int64          `json:"size"`
 	StoreVolume disk.Partition `json:"storeVolume"`
@@ -127,8 +133,8 @@ func Bake(ctx context.Context, spec Spec) (*Report, error) {
 	if b.Store, err = cleanStore(b.Store); err != nil {
 		return b.report, err
 	}
-	if b.OutputOptions.Format == "" {
-		b.OutputOptions.Format = FormatOf(b.Output)
+	if err := b.planOutput(); err != nil {
+		return b.report, err
 	}
 	return b.report, b.run(ctx)
 }
@@ -144,6 +150,7 @@ type bake struct {
 	platform  storeseed.Platform
 	storeRoot string
 	edits     []edit
+	container *container.Dest // nil where the output is a file
 	partition *storePartition // nil where the store lies on a partition that is there
 	room      *room
 	policies  map[*osroot.System]*selinux.Policy
@@ -157,11 +164,11 @@ type edit struct {
 
 func (b *bake) run(ctx context.Context) error {
 	var err error
-	if b.base, err = OpenDisk(b.Base, b.DiskOptions); err != nil {
+	if err = b.openBase(ctx); err != nil {
 		return err
 	}
 	defer b.base.Close()
-	if err := b.prepare(); err != nil {
+	if err := b.prepare(ctx); err != nil {
 		return err
 	}
 	defer b.closeImages()
@@ -175,7 +182,7 @@ func (b *bake) run(ctx context.Context) error {
 		return b.writeLock()
 	}
 	b.Log.Infof("copying the base disk to %s (%s)", b.Output, b.OutputOptions.Format)
-	target, err := output.Create(ctx, b.base.Disk, b.Output, b.OutputOptions)
+	target, err := output.Create(ctx, b.base.Disk, b.targetPath(), b.OutputOptions)
 	if err != nil {
 		return err
 	}
@@ -189,11 +196,7 @@ func (b *bake) run(ctx context.Context) error {
 	if err := b.writeLock(); err != nil {
 		return err
 	}
-	if err := target.Finish(ctx); err != nil {
-		return err
-	}
-	b.report.Output = &DiskReport{Path: b.Output, Format: b.OutputOptions.Format, Size: target.Size()}
-	return nil
+	return b.deliver(ctx, target)
 }
 
 // check opens what was written anew and checks the store's records, links and references, as an engine will.
@@ -217,7 +220,7 @@ func (b *bake) check(ctx context.Context, target *output.Target) error {
 }
 
 // prepare checks all that can be checked before an image is asked for or a byte is copied.
-func (b *bake) prepare() error {
+func (b *bake) prepare(ctx context.Context) error {
 	var err error
 	d, root := b.base.Disk, b.base.Root
 	b.report.Base = DiskReport{Path: b.Base, Format: d.Format, Size: d.Size()}
@@ -227,11 +230,6 @@ func (b *bake) prepare() error {
 		b.warn("%s", w)
 	}
 	b.Log.Infof("root is %s: %s", root.Partition, osName(root.Release))
-	if b.Output != "" {
-		if err := output.Check(d, b.Output, b.OutputOptions); err != nil {
-			return err
-		}
-	}
 	if err := b.checkFile("report", b.Report); err != nil {
 		return err
 	}
@@ -239,6 +237,9 @@ func (b *bake) prepare() error {
 		return err
 	}
 	if err := b.choosePlatform(); err != nil {
+		return err
+	}
+	if err := b.checkOutput(ctx); err != nil {
 		return err
 	}
 	if b.storeRoot, err = root.Writable(root.Systems[0], b.Store); err != nil {
@@ -275,7 +276,7 @@ func (b *bake) checkFile(what, name string) error {
 	if st, err := os.Stat(name); err == nil && b.base.Disk.Uses(st) {
 		return fmt.Errorf("%w: the %s %s is the base disk itself, which is never written; choose another file", ErrUsage, what, name)
 	}
-	if b.Output == "" || filepath.Base(name) != filepath.Base(b.Output) {
+	if b.Output == "" || b.container != nil || filepath.Base(name) != filepath.Base(b.Output) {
 		return nil
 	}
 	if st, err := os.Stat(filepath.Dir(b.Output)); err == nil && os.SameFile(st, dir) {

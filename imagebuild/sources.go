@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -72,7 +71,7 @@ func (b *bake) prepareSources() error {
 	if b.System.BigFilesTemporaryDir == "" && os.Getenv("TMPDIR") == "" {
 		// The library unpacks archives into /var/tmp, which a container made of one binary lacks.
 		if _, err := os.Stat("/var/tmp"); err != nil {
-			b.System.BigFilesTemporaryDir = filepath.Dir(b.Output)
+			b.System.BigFilesTemporaryDir = b.workDir()
 		}
 	}
 	for _, i := range b.Images {
@@ -204,11 +203,11 @@ func (b *bake) pull(ctx context.Context, store *storeseed.Store) error {
 	return nil
 }
 
-// spoolDir is where layers wait that were fetched ahead without a cache: beside the output, where there is room for
-// them once they are unpacked.
+// spoolDir is where layers wait that were fetched ahead without a cache: where there is room for them once they are
+// unpacked.
 func (b *bake) spoolDir() string {
 	if b.Output != "" && os.Getenv("TMPDIR") == "" {
-		return filepath.Dir(b.Output)
+		return b.workDir()
 	}
 	return ""
 }

@@ -99,10 +99,12 @@ same bytes.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&spec.Base, "base", "", "the boot `DISK` to start from, qcow2 or raw; only read")
+	f.StringVar(&spec.Base, "base", "", "the boot `DISK` to start from, qcow2 or raw, or a container image that holds it; only read")
 	f.StringArrayVar(&spec.Images, "image", nil, "the `REF` of an image to bake; may be given more than once")
 	f.StringArrayVar(&lists, "images-from", nil, "a `FILE` of references, one a line, or a manifest, a folder of manifests, a Helm chart; - is standard input")
-	f.StringVar(&spec.Output, "output", "", "the disk to make, a `FILE`")
+	f.StringVar(&spec.Output, "output", "", "the disk to make: a `FILE`, or a container image that will hold it (oci:DIR, oci-archive:FILE, docker-archive:FILE, docker://NAME)")
+	f.StringVar(&spec.DiskPath, "disk-path", "", "the disk's `PATH` in an --output that is a container image (default disk/boot.qcow2)")
+	f.StringVar(&spec.BasePath, "base-path", "", "the disk's `PATH` in a --base that is a container image (default disk/boot.qcow2, or the only file in disk/)")
 	f.StringVar(&spec.Store, "store", imagebuild.DefaultStore, "the store's `PATH` on the node")
 	f.StringVar(&spec.Platform, "platform", "", "`OS/ARCH[/VARIANT]` of the images (default: the base disk's own)")
 	f.StringVar(&size, "size", "auto", "how large the disk is to be: `SIZE` (20G, 512M), +SIZE to add to the base's, or auto: no larger than needed")

@@ -73,13 +73,24 @@ func Open(path string, o Options) (*Disk, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = d.readTable()
-	if err == nil {
-		err = d.readVolumes()
-	}
-	if err != nil {
+	if err := d.readLayout(); err != nil {
 		d.Close()
 		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return d, nil
+}
+
+// OpenFile is Open for a file that is open, and that may have no name; the disk takes it over. name is what errors
+// call it.
+func OpenFile(f *os.File, name string, o Options) (*Disk, error) {
+	d := &Disk{Path: name, Format: Raw, file: f, o: o}
+	if err := d.open(); err != nil {
+		d.Close()
+		return nil, err
+	}
+	if err := d.readLayout(); err != nil {
+		d.Close()
+		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	return d, nil
 }
@@ -104,6 +115,13 @@ func OpenImage(path string, o Options) (*Disk, error) {
 		return nil, err
 	}
 	return d, nil
+}
+
+func (d *Disk) readLayout() error {
+	if err := d.readTable(); err != nil {
+		return err
+	}
+	return d.readVolumes()
 }
 
 func (d *Disk) open() error {

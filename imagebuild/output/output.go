@@ -324,6 +324,35 @@ func (t *Target) Finish(ctx context.Context) (err error) {
 			t.Abort()
 		}
 	}()
+	if err := t.seal(ctx); err != nil {
+		return err
+	}
+	if err := t.place(); err != nil {
+		return err
+	}
+	t.temp = ""
+	if err := errors.Join(t.file.Close(), syncDir(filepath.Dir(t.path))); err != nil {
+		return fmt.Errorf("%s is whole and has its name, but that may not survive a loss of power: %w", t.path, err)
+	}
+	return nil
+}
+
+// Deliver finishes the disk and hands its file's bytes to use, in place of giving it a name. The target is closed in
+// any case, and the file is gone.
+func (t *Target) Deliver(ctx context.Context, use func(disk io.Reader, size int64) error) error {
+	defer t.Abort()
+	if err := t.seal(ctx); err != nil {
+		return err
+	}
+	size, err := t.file.Seek(0, io.SeekEnd)
+	if err != nil {
+		return err
+	}
+	return use(io.NewSectionReader(t.file, 0, size), size)
+}
+
+// seal completes the file, unless the base was written to meanwhile.
+func (t *Target) seal(ctx context.Context) error {
 	if t.image != nil {
 		if err := t.image.Close(); err != nil {
 			return fmt.Errorf("finishing the image: %w", err)
@@ -341,17 +370,7 @@ func (t *Target) Finish(ctx context.Context) (err error) {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if err := t.base.Unchanged(); err != nil {
-		return err
-	}
-	if err := t.place(); err != nil {
-		return err
-	}
-	t.temp = ""
-	if err := errors.Join(t.file.Close(), syncDir(filepath.Dir(t.path))); err != nil {
-		return fmt.Errorf("%s is whole and has its name, but that may not survive a loss of power: %w", t.path, err)
-	}
-	return nil
+	return t.base.Unchanged()
 }
 
 // Abort throws the disk away. It may be called more than once, and after Finish does nothing.
