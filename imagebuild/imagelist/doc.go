@@ -32,5 +32,6 @@
 // CRI-O's and containerd's TOML give their pause image.
 //
 // What cannot be understood is an error, not a shorter list: an object without a kind, a template that
-// nobody rendered, a kustomization, a chart whose dependencies are missing.
+// nobody rendered, a kustomization, a chart whose dependencies are missing, and kubeadm's
+// ClusterConfiguration, of which only kubeadm itself makes whole names.
 package imagelist

@@ -55,7 +55,7 @@ type Options struct {
 // (ErrNoImages), and every reference must be one by the grammar of Docker references; in plain lists the
 // forms oci:, oci-archive:, docker-archive:, dir:, containers-storage: and docker:// are taken too.
 //
-// A file has at most 64 MiB, a chart 256 MiB when all archives in it are unpacked, a document about a
+// A file has at most 64 MiB, a chart 256 MiB when all archives in it are unpacked, a document about two
 // million fields and 256 levels (ErrTooLarge). A chart's templates are programs: only ctx ends one that
 // does not end by itself.
 func Read(ctx context.Context, names []string, stdin io.Reader, o Options) ([]Entry, error) {

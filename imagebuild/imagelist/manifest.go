@@ -17,9 +17,11 @@ import (
 const (
 	maxDepth = 256
 	// maxMarks bounds the bytes of a document that can begin a node (a node takes some 200 bytes of memory).
-	maxMarks = 1 << 20
+	maxMarks = 2 << 20
 	// maxVisits bounds the nodes that are looked at in a document; aliases count each time they are followed.
 	maxVisits = 8 << 20
+	// maxMerges bounds what one mapping merges.
+	maxMerges = 10000
 )
 
 var (
@@ -502,8 +504,9 @@ func (w *walker) pairs(n *yaml.Node, depth int) ([]pair, error) {
 		}
 		switch m.Kind {
 		case yaml.SequenceNode:
-			w.visits += len(m.Content)
-			merged = append(merged, m.Content...)
+			if merged = append(merged, m.Content...); len(merged) > maxMerges {
+				return nil, w.fail(m, "%w: more than %d merged mappings", ErrTooLarge, maxMerges)
+			}
 		case yaml.MappingNode:
 			below, err := w.pairs(m, depth+1)
 			if err != nil {
