@@ -16,6 +16,7 @@ import (
 	digest "github.com/opencontainers/go-digest"
 	"github.com/sirupsen/logrus"
 
+	"github.com/nodebake/nodebake/imagebuild/customize"
 	"github.com/nodebake/nodebake/imagebuild/disk"
 	"github.com/nodebake/nodebake/imagebuild/filesystem"
 	"github.com/nodebake/nodebake/imagebuild/osroot"
@@ -45,6 +46,8 @@ type Spec struct {
 	// StorePartition puts the store on a partition of its own at the end of the disk: its filesystem's kind, or "auto"
 	// for the root's; empty where the store goes where its path lies.
 	StorePartition string
+	// Customize is what is changed on the disk beside the store.
+	Customize customize.Spec
 	// DiskOptions are how the base is opened.
 	DiskOptions
 	// Report is where the caller will write the report; empty where nowhere. It may be no file of a disk.
@@ -150,6 +153,7 @@ type bake struct {
 	platform  storeseed.Platform
 	storeRoot string
 	edits     []edit
+	custom    *customize.Plan
 	container *container.Dest // nil where the output is a file
 	partition *storePartition // nil where the store lies on a partition that is there
 	room      *room
@@ -251,6 +255,9 @@ func (b *bake) prepare(ctx context.Context) error {
 	if err := b.planEdits(); err != nil {
 		return err
 	}
+	if err := b.planCustom(); err != nil {
+		return err
+	}
 	if err := b.checkWritable(); err != nil {
 		return err
 	}
@@ -303,6 +310,7 @@ func (b *bake) checkWritable() error {
 	for _, e := range b.edits {
 		names = append(names, e.Path)
 	}
+	names = append(names, b.custom.Paths()...)
 	for _, name := range names {
 		v := root.VolumeOf(name)
 		if b.room.opened[v.At] != nil {
@@ -437,7 +445,7 @@ func (b *bake) write(ctx context.Context, dev disk.Device, count bool) error {
 	}
 	for _, e := range b.edits {
 		one := storageconf.Edits{Files: []storageconf.Edit{e.Edit}}
-		if err := one.Apply(labelled{tree, e.system, b.policies[e.system]}); err != nil {
+		if err := one.Apply(b.writer(in, e.system)); err != nil {
 			return err
 		}
 		name := e.Name
@@ -446,6 +454,13 @@ func (b *bake) write(ctx context.Context, dev disk.Device, count bool) error {
 		}
 		b.report.Changed = append(b.report.Changed, FileReport{name, e.Why})
 		b.Log.Infof("%s: %s", name, e.Why)
+	}
+	if err := b.custom.Apply(ctx, func(s *osroot.System) customize.Writer { return b.writer(in, s) }); err != nil {
+		return err
+	}
+	for _, c := range b.custom.Changes() {
+		b.report.Changed = append(b.report.Changed, FileReport{c.Path, c.Why})
+		b.Log.Infof("%s: %s", c.Path, c.Why)
 	}
 	if err := r.leaveSpare(); err != nil {
 		return err

@@ -3,6 +3,7 @@ package imagebuild
 import (
 	"errors"
 
+	"github.com/nodebake/nodebake/imagebuild/customize"
 	"github.com/nodebake/nodebake/imagebuild/disk"
 	"github.com/nodebake/nodebake/imagebuild/disk/lvm"
 	"github.com/nodebake/nodebake/imagebuild/filesystem"
@@ -28,7 +29,7 @@ func IsNoSpace(err error) bool {
 // IsUnsupported says whether an error is about a disk of a kind, or in a state, that is not handled, as
 // against one that is broken.
 func IsUnsupported(err error) bool {
-	for _, target := range []error{disk.ErrUnsupported, lvm.ErrUnsupported, osroot.ErrNoRoot, filesystem.ErrNoWriter, ext4.ErrUnsupported, ext4.ErrNeedsRecovery, xfs.ErrUnsupported, xfs.ErrDirtyLog, qcow.ErrUnsupported, qcow.ErrBacking,
+	for _, target := range []error{disk.ErrUnsupported, lvm.ErrUnsupported, customize.ErrUnsupported, osroot.ErrNoRoot, filesystem.ErrNoWriter, ext4.ErrUnsupported, ext4.ErrNeedsRecovery, xfs.ErrUnsupported, xfs.ErrDirtyLog, qcow.ErrUnsupported, qcow.ErrBacking,
 		storageconf.ErrDriver, storageconf.ErrUnsupported} {
 		if errors.Is(err, target) {
 			return true

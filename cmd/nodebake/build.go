@@ -26,6 +26,7 @@ func buildCommand() *cobra.Command {
 	var flags outputFlags
 	var sources sourceFlags
 	var listed listFlags
+	var custom customFlags
 	cmd := &cobra.Command{
 		Use:   "build --base BASE --image REF --output OUT",
 		Short: "Bake images into a new disk",
@@ -59,6 +60,9 @@ same bytes.`,
 				return err
 			}
 			if spec.SourceOptions, err = sources.options(); err != nil {
+				return err
+			}
+			if spec.Customize, err = custom.spec(); err != nil {
 				return err
 			}
 			if spec.Size, err = imagebuild.ParseSize(size); err != nil {
@@ -114,6 +118,7 @@ same bytes.`,
 	flags.add(cmd)
 	sources.add(cmd)
 	listed.add(cmd)
+	custom.add(cmd)
 	f.BoolVar(&spec.DryRun, "dry-run", false, "print the plan and the space that it needs; write nothing")
 	f.StringVar(&report, "report", "", "write a JSON report to `FILE`; - is standard output")
 	return cmd
