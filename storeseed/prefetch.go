@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"time"
 
 	digest "github.com/opencontainers/go-digest"
 	"go.podman.io/image/v5/types"
@@ -50,6 +51,7 @@ type Prefetch struct {
 	queue   []*blob // not begun yet, in the order of their use
 	running int
 	held    int64 // bytes of the spool that are spoken for
+	pace    pace
 	images  []*Opened
 }
 
@@ -141,6 +143,9 @@ func (s *Store) Prefetch(ctx context.Context, images []*Opened, o PrefetchOption
 		defer stop()
 		p.dispatch()
 	})
+	if o.Parallel > 1 && len(p.blobs) > 1 {
+		p.work.Go(p.keepPace)
+	}
 	return p, nil
 }
 
@@ -246,6 +251,23 @@ func (p *Prefetch) dispatch() {
 	}
 }
 
+func (p *Prefetch) keepPace() {
+	t := time.NewTicker(paceTick)
+	defer t.Stop()
+	for {
+		select {
+		case <-p.ctx.Done():
+			return
+		case <-t.C:
+		}
+		p.mu.Lock()
+		if p.pace.tick() {
+			p.cond.Broadcast()
+		}
+		p.mu.Unlock()
+	}
+}
+
 // need is how much room in the spool a blob takes; -1 if that is unknown.
 func (b *blob) need() int64 {
 	if c := b.cache(); c != nil && (c.MaxSize() == 0 || c.Has(b.info.Digest)) {
@@ -348,17 +370,23 @@ func (p *Prefetch) copy(b *blob, w io.Writer, off int64, show bool) error {
 	defer in.Close()
 	buf := make([]byte, 256<<10)
 	for {
+		p.mu.Lock()
+		for p.pace.waits(b) && p.ctx.Err() == nil {
+			p.cond.Wait()
+		}
+		p.mu.Unlock()
 		n, err := in.Read(buf)
 		if n > 0 {
 			if _, err := w.Write(buf[:n]); err != nil {
 				return fmt.Errorf("keeping blob %s: %w", b.info.Digest, err)
 			}
+			p.mu.Lock()
+			p.pace.arrived(b, n)
 			if show {
-				p.mu.Lock()
 				b.n += int64(n)
 				p.cond.Broadcast()
-				p.mu.Unlock()
 			}
+			p.mu.Unlock()
 		}
 		if err == io.EOF {
 			return nil
@@ -417,6 +445,7 @@ func (r *blobReading) Read(out []byte) (int, error) {
 	}
 	r.p.mu.Lock()
 	for r.off >= r.b.n && !r.b.done && r.ctx.Err() == nil {
+		r.p.pace.starve(r.b)
 		r.p.cond.Wait()
 	}
 	n, err, f := r.b.n-r.off, r.b.err, r.b.file

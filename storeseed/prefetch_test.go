@@ -196,8 +196,9 @@ func (r *badRegistry) send(w io.Writer, q *http.Request, d digest.Digest, data [
 		wait := time.Duration(0)
 		if r.rate > 0 {
 			now := time.Now()
-			if r.next.Before(now) {
-				r.next = now
+			// As much as buffers on the way would hold.
+			if early := now.Add(-250 * time.Millisecond); r.next.Before(early) {
+				r.next = early
 			}
 			wait = r.next.Sub(now)
 			r.next = r.next.Add(time.Duration(n) * time.Second / time.Duration(r.rate))
