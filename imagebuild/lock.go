@@ -12,7 +12,6 @@ import (
 
 	digest "github.com/opencontainers/go-digest"
 	"go.podman.io/image/v5/docker"
-	"go.podman.io/image/v5/docker/reference"
 
 	"github.com/nodebake/nodebake/storeseed"
 )
@@ -149,24 +148,15 @@ func (b *bake) readLock() error {
 }
 
 // lockedSource is the n-th source bound to what the lock says: a registry is asked for the digest, not for the tag.
-func (b *bake) lockedSource(n int, src storeseed.Source) (storeseed.Source, error) {
-	name := src.Ref.DockerReference()
-	if b.lock == nil || name == nil || src.Ref.Transport().Name() != docker.Transport.Name() {
-		return src, nil
+func (b *bake) lockedSource(n int, src storeseed.Source) storeseed.Source {
+	if b.lock == nil || src.Ref.Transport().Name() != docker.Transport.Name() {
+		return src
 	}
 	is, _ := b.lock.of(b.Images[n])
-	want := is.Manifest
-	if is.List != "" {
-		want = is.List
+	if src.Digest = is.Manifest; is.List != "" {
+		src.Digest = is.List
 	}
-	pinned, err := reference.WithDigest(reference.TrimNamed(name), want)
-	if err != nil {
-		return src, err
-	}
-	if src.Ref, err = docker.NewReference(pinned); err != nil {
-		return src, fmt.Errorf("lock %s: %s: %w", b.Lock, b.Images[n], err)
-	}
-	return src, nil
+	return src
 }
 
 // checkLock holds an opened image against the lock.

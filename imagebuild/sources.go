@@ -137,11 +137,7 @@ func (b *bake) openImages(ctx context.Context) error {
 	}
 	var list []storeseed.PullOptions
 	for n, src := range b.sources {
-		src, err := b.lockedSource(n, src)
-		if err != nil {
-			return err
-		}
-		list = append(list, storeseed.PullOptions{Source: src, Platform: b.platform, ReportWriter: b.Progress, Retries: pullRetries, Log: b.Log,
+		list = append(list, storeseed.PullOptions{Source: b.lockedSource(n, src), Platform: b.platform, ReportWriter: b.Progress, Retries: pullRetries, Log: b.Log,
 			Cache: b.cache, Offline: b.Offline, Refresh: b.Refresh})
 	}
 	var err error

@@ -16,6 +16,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 	"unicode/utf8"
 
@@ -105,14 +106,23 @@ func (s *Store) writeLayer(ctx context.Context, spec *layerSpec, blob io.Reader)
 	}
 	plain, kind, err := decompress(bufio.NewReaderSize(in, 256<<10))
 	if err != nil {
+		io.Copy(io.Discard, in)
 		return nil, fmt.Errorf("%s: %w", spec, in.explain(err))
 	}
-	defer plain.Close()
+	// pgzip's may be closed but once.
+	stop := sync.OnceFunc(func() { plain.Close() })
+	defer stop()
 
 	diff := &hashReader{r: plain, h: digest.SHA256.Hash()}
 	sp := &spool{dir: s.o.TempDir}
 	defer sp.close()
 	if err := w.extract(diff, sp); err != nil {
+		if diff.err != nil || errors.Is(err, tar.ErrHeader) || errors.Is(err, ErrHostileLayer) {
+			// A blob that is not the one asked for is rarely sound: its digest says which of the two it is. The
+			// decompressor may be ahead of the error, so it is stopped first.
+			stop()
+			io.Copy(io.Discard, in)
+		}
 		return nil, fmt.Errorf("%s: %w", spec, in.explain(err))
 	}
 	// What trails the compressed stream is still the blob's.
@@ -245,15 +255,19 @@ func (b *blobReader) explain(err error) error {
 }
 
 type hashReader struct {
-	r io.Reader
-	h hash.Hash
-	n int64
+	r   io.Reader
+	h   hash.Hash
+	n   int64
+	err error // of r, if it is not its end
 }
 
 func (r *hashReader) Read(p []byte) (int, error) {
 	n, err := r.r.Read(p)
 	r.h.Write(p[:n])
 	r.n += int64(n)
+	if err != nil && err != io.EOF {
+		r.err = err
+	}
 	return n, err
 }
 

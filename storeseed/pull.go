@@ -37,6 +37,9 @@ import (
 type Source struct {
 	// Ref is where the image comes from; ParseReference makes one.
 	Ref types.ImageReference
+	// Digest, if set, is that of the manifest or manifest list that Ref must stand for; a registry is asked for it, not
+	// for what a tag stands for now. The policy still sees Ref.
+	Digest digest.Digest
 	// Names are the names to record, whole ones such as "docker.io/library/alpine:3" or
 	// "quay.io/x/y@sha256:…". An image without names can be used by its ID or digest alone.
 	Names []string
@@ -401,8 +404,15 @@ func mayRetry(ctx context.Context, err error) bool {
 		}
 	}
 	var rejected signature.PolicyRequirementError
-	return !errors.As(err, &rejected) && !refusedByRegistry(err)
+	var invalid signature.InvalidSignatureError
+	var here final
+	return !errors.As(err, &rejected) && !errors.As(err, &invalid) && !errors.As(err, &here) && !refusedByRegistry(err)
 }
+
+// final is an error in something of this host, which no registry will change.
+type final struct{ error }
+
+func (f final) Unwrap() error { return f.error }
 
 // allow asks the policy whether the image is let in, and keeps its signatures.
 func (i *Opened) allow(ctx context.Context, src types.ImageSource, p *plan) error {
@@ -442,11 +452,11 @@ func (i *Opened) policy() (*signature.PolicyContext, func(), error) {
 		p, err = anyone(), nil
 	}
 	if err != nil {
-		return nil, nil, fmt.Errorf("reading the signature policy: %w", err)
+		return nil, nil, final{fmt.Errorf("reading the signature policy: %w", err)}
 	}
 	pc, err := signature.NewPolicyContext(p)
 	if err != nil {
-		return nil, nil, fmt.Errorf("signature policy: %w", err)
+		return nil, nil, final{fmt.Errorf("signature policy: %w", err)}
 	}
 	return pc, func() { pc.Destroy() }, nil
 }
@@ -604,6 +614,9 @@ func (i *Opened) plan(ctx context.Context, src types.ImageSource) (*plan, error)
 	if err != nil {
 		return nil, fmt.Errorf("reading the manifest: %w", err)
 	}
+	if got := digest.FromBytes(blob); o.Digest != "" && got != o.Digest {
+		return nil, fmt.Errorf("the manifest hashes to %s, and must be %s: %w", got, o.Digest, ErrDigestMismatch)
+	}
 	if manifest.MIMETypeIsMultiImage(mime) {
 		p.list, p.listMime = blob, mime
 		list, err := manifest.ListFromBlob(blob, mime)
@@ -636,6 +649,10 @@ func (i *Opened) plan(ctx context.Context, src types.ImageSource) (*plan, error)
 		return nil, fmt.Errorf("%w: its config is named by %q, not by a sha256 digest", ErrUnsupportedImage, p.configDigest)
 	}
 	if p.config, err = img.ConfigBlob(ctx); err != nil {
+		// The library's error for that has no type.
+		if strings.Contains(err.Error(), "does not match expected") {
+			err = fmt.Errorf("%w: %w", ErrDigestMismatch, err)
+		}
 		return nil, fmt.Errorf("reading the config: %w", err)
 	}
 	if got := digest.FromBytes(p.config); got != p.configDigest {

@@ -55,12 +55,14 @@ func newRegistrySource(o *PullOptions, sys *types.SystemContext, fresh bool) (*r
 	}
 	// The library looks at this when it talks to a registry; what is blocked is not let in from the cache either.
 	if reg, err := sysregistriesv2.FindRegistry(sys, r.name.Name()); err != nil {
-		return nil, fmt.Errorf("reading registries.conf: %w", err)
+		return nil, final{fmt.Errorf("reading registries.conf: %w", err)}
 	} else if reg != nil && reg.Blocked {
 		return nil, fmt.Errorf("registry %s is blocked by registries.conf: %w", reg.Prefix, errBlocked)
 	}
 	if d, ok := r.name.(reference.Digested); ok {
 		r.top = d.Digest()
+	} else if o.Digest != "" {
+		r.top = o.Digest
 	} else if o.Cache != nil && !fresh {
 		if desc, at, err := o.Cache.Reference(r.name.String()); err == nil {
 			r.top, r.at = desc.Digest, at
@@ -224,7 +226,7 @@ func (r *registrySource) resolved(list bool, p *plan) error {
 	if list {
 		data, mime = p.list, p.listMime
 	}
-	if _, ok := r.name.(reference.Digested); ok || !r.at.IsZero() {
+	if _, ok := r.name.(reference.Digested); ok || r.o.Digest != "" || !r.at.IsZero() {
 		return nil
 	}
 	desc := imgspecv1.Descriptor{MediaType: mime, Digest: r.top, Size: int64(len(data))}

@@ -254,6 +254,10 @@ func refusedByRegistry(err error) bool {
 		code := coded.ErrorCode()
 		return code != errcode.ErrorCodeUnknown && code != errcode.ErrorCodeUnavailable && code != errcode.ErrorCodeTooManyRequests
 	}
+	// Credentials that cannot be read, which has no type either.
+	if strings.Contains(err.Error(), "getting username and password") {
+		return true
+	}
 	// What the library makes of a 4xx answer without a JSON body has no exported type.
 	if _, rest, ok := strings.Cut(err.Error(), "StatusCode: 4"); ok && len(rest) > 2 {
 		code := 400 + int(rest[0]-'0')*10 + int(rest[1]-'0')
