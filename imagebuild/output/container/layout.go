@@ -136,11 +136,18 @@ func (u *undo) mkdir(dir string) error {
 	return err
 }
 
-// place names a blob, unless it is there already.
+// place names a blob, unless it is there already. One of another size is what an interrupted copy left.
 func (u *undo) place(f *tempFile, name string) error {
 	err := f.place(name, false)
 	if errors.Is(err, fs.ErrExist) {
-		return nil
+		mine, err := f.Stat()
+		if err != nil {
+			return err
+		}
+		if st, err := os.Lstat(name); err == nil && st.Mode().IsRegular() && st.Size() == mine.Size() {
+			return nil
+		}
+		return f.place(name, true)
 	}
 	if err == nil {
 		*u = append(*u, name)

@@ -394,6 +394,33 @@ func TestSweepIsCareful(t *testing.T) {
 	}
 }
 
+// TestUndo fails a write to a layout when its layer has its name already.
+func TestUndo(t *testing.T) {
+	dir, other := t.TempDir()+"/x", t.TempDir()+"/x"
+	disk := testDisk(5000)
+	res := write(t, "oci:"+other+":a", disk, options())
+	write(t, "oci:"+dir+":b", testDisk(6000), options())
+	config := filepath.Join(dir, blobName(res.ConfigDigest))
+	put(t, config+"/in/the/way", nil)
+	before := tree(t, dir)
+	if _, err := Write(context.Background(), dest(t, "oci:"+dir+":a"), bytes.NewReader(disk), 5000, options()); err == nil {
+		t.Error("a folder was taken for a config")
+	}
+	if !maps.Equal(before, tree(t, dir)) {
+		t.Errorf("left: %v", slices.Sorted(maps.Keys(tree(t, dir))))
+	}
+	// A blob that is not whole is not one.
+	if err := os.RemoveAll(config); err != nil {
+		t.Fatal(err)
+	}
+	put(t, config, []byte("half"))
+	put(t, filepath.Join(dir, blobName(res.LayerDigest)), []byte("half"))
+	write(t, "oci:"+dir+":a", disk, options())
+	if got, _, err := open(t, refOf(t, "oci:"+dir+":a"), nil, ""); err != nil || !bytes.Equal(got, disk) {
+		t.Error(err)
+	}
+}
+
 // TestWritersAtOnce writes to a layout that does not exist yet from many sides.
 func TestWritersAtOnce(t *testing.T) {
 	dir := t.TempDir() + "/x"
