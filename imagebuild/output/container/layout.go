@@ -23,7 +23,7 @@ const maxDocument = 4 << 20
 func checkLayout(d Dest, force bool) error {
 	switch st, err := os.Stat(d.path); {
 	case errors.Is(err, fs.ErrNotExist):
-		if _, err := os.Lstat(d.path); err == nil {
+		if st, err := os.Lstat(d.path); err == nil && st.Mode().Type() == fs.ModeSymlink {
 			return fmt.Errorf("%s is a symbolic link to nothing", d.path)
 		}
 		if st, err := os.Stat(filepath.Dir(d.path)); err != nil {

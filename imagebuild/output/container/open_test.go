@@ -63,6 +63,7 @@ func TestFind(t *testing.T) {
 		"only a symlink":     {layers: [][]item{{file("images/a", "A"), linkAt("disk/b", "../images/a")}}, want: "A", at: "disk/b"},
 		"dead symlink":       {layers: [][]item{{linkAt(boot, "nothing")}}, err: ErrNoDisk},
 		"dead and alive":     {layers: [][]item{{linkAt(boot, "nothing"), file("disk/x", "X")}}, want: "X", at: "disk/x"},
+		"through a file":     {layers: [][]item{{file("a", "A"), file("x", "X"), linkAt(boot, "/x/../a")}}, err: ErrNoDisk},
 		"symlink loop":       {layers: [][]item{{linkAt(boot, "boot.qcow2")}}, err: ErrNoDisk, says: "more than 40 symbolic links"},
 		"hard link":          {layers: [][]item{{file("a", "A"), hardlink(boot, "a")}}, want: "A", at: boot},
 		"/hard link":         {layers: [][]item{{file("./a", "A"), hardlink("./"+boot, "/a")}}, want: "A", at: boot},

@@ -195,6 +195,9 @@ func (v *view) resolve(name string) (entry, error) {
 		}
 		c := todo[0]
 		todo = todo[1:]
+		if e.kind != folder {
+			return e, fmt.Errorf("%s is not a folder: %w", strings.Join(at, "/"), errAbsent)
+		}
 		switch c {
 		case "", ".":
 			continue
@@ -204,9 +207,6 @@ func (v *view) resolve(name string) (entry, error) {
 			}
 			e = entry{}
 			continue
-		}
-		if e.kind != folder {
-			return e, fmt.Errorf("%s is not a folder: %w", strings.Join(at, "/"), errAbsent)
 		}
 		p := strings.Join(append(slices.Clip(at), c), "/")
 		var ok bool
