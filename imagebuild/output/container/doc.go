@@ -12,7 +12,7 @@
 //     Container engines and CDI's importer take gzip and plain layers alike.
 //   - A docker-archive has plain layers, whoever reads it, so ocne can use one only through another program.
 //
-// Manifest and config are OCI's, which Docker 20, podman, skopeo and containerd read; a docker-archive has Docker's
+// Manifest and config are OCI's; podman, skopeo and umoci are tested with them. A docker-archive has Docker's
 // manifest.json. One input makes the same bytes whenever and wherever: no clock, no map order, and compression in
 // blocks of a fixed size.
 package container
