@@ -104,6 +104,9 @@ func (b *bake) planOutput() error {
 		}
 		return nil
 	}
+	if b.Base == b.Output || isImage(b.Base) && dest.Path() != "" && strings.HasPrefix(b.Base, b.Output) {
+		return fmt.Errorf("%w: --output %s is the base itself, which is never written", ErrUsage, b.Output)
+	}
 	if b.OutputOptions.Overlay {
 		return fmt.Errorf("%w: an overlay needs its base beside it, which a container image does not have", ErrUsage)
 	}
