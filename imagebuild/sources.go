@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -81,7 +82,24 @@ func (b *bake) prepareSources() error {
 		}
 		b.sources = append(b.sources, storeseed.Source{Ref: ref, Names: names, System: b.systemFor(ref)})
 	}
+	b.warnUnused()
 	return b.addTags()
+}
+
+// warnUnused says which registries were named for their certificates, but have no image of this bake: a mirror is set
+// up in registries.conf and certs.d.
+func (b *bake) warnUnused() {
+	hosts := map[string]bool{}
+	for _, s := range b.sources {
+		if name := s.Ref.DockerReference(); name != nil {
+			hosts[reference.Domain(name)] = true
+		}
+	}
+	for _, h := range slices.Concat(b.Insecure, slices.Sorted(maps.Keys(b.CertDirs))) {
+		if !hosts[h] {
+			b.warn("no image is of registry %s; for a mirror see registries.conf and certs.d", h)
+		}
+	}
 }
 
 // maxParallel bounds the connections to registries.
