@@ -2,79 +2,69 @@ package storeseed
 
 import "time"
 
-// pace lets the blob that is being written have the line to itself while the writer waits for it, if that does
-// not make the whole slower. Fetches that share a line evenly would all be done at the same late time, with the
-// writer idle until then. Where each connection has a limit of its own, though, waiting for one of them would
-// waste the others, so that both ways are measured now and then. Prefetch.mu guards it.
+// pace finds out how many blobs to fetch at a time. Fetches that share a line evenly are all done at the same late
+// time, with the writer, who wants them in order, idle until then: so there are few at first. Where each connection
+// has a limit of its own more of them bring more: so while the writer waits, more are tried now and then, and kept
+// if they do. Prefetch.mu guards it.
 type pace struct {
-	starved bool  // a reader waited for bytes since the last tick
-	head    *blob // the one that it waited for
-	alone   bool  // the others wait
-	ticks   int   // since the last change
-	all     int64 // bytes of all blobs, and
-	heads   int64 // bytes of head, both since the last change or the start of the measurement
-	open    int64 // bytes a tick when all went on; 0 if not measured
-	rest    int   // ticks for which alone is not tried
+	width, most int
+	starved     bool  // a reader waited since the last window
+	bytes       int64 // since the last window
+	full        bool  // width blobs were being fetched all the time
+
+	ticks int
+	trial int   // windows since width grew; 0 if it is not on trial
+	old   int   // width before the trial
+	base  int64 // bytes in a window before the trial
+	got   int64 // bytes in the windows of the trial that count
+	rest  int   // windows without a trial; doubles with each that failed
+	pause int
 }
 
 const (
-	paceTick = 100 * time.Millisecond
-	// paceMeasure is for how many ticks each way is measured.
-	paceMeasure = 3
-	// paceAgain is after how many ticks it is measured again.
-	paceAgain = 50
+	paceTick   = 100 * time.Millisecond
+	paceWindow = 3 // ticks
+	// paceWidth is how many large blobs are fetched at first.
+	paceWidth = 2
+	// paceSmall is how many bytes may be on their way whatever the width: below it the line's delay counts, not
+	// its speed.
+	paceSmall = 2 << 20
 )
 
-// arrived counts bytes.
-func (c *pace) arrived(b *blob, n int) {
-	c.all += int64(n)
-	if b == c.head {
-		c.heads += int64(n)
-	}
+func newPace(most int) pace {
+	return pace{width: min(paceWidth, most), most: most, pause: 10, full: true}
 }
 
-// starve notes that a reader waits for b.
-func (c *pace) starve(b *blob) {
-	c.starved = true
-	if c.head != b {
-		c.head, c.heads = b, 0
-		if c.alone {
-			c.ticks, c.all = 0, 0
-		}
+// tick is called every paceTick with the number of blobs on their way. It reports whether width grew.
+func (c *pace) tick(running int) bool {
+	c.full = c.full && running >= c.width
+	if c.ticks++; c.ticks < paceWindow {
+		return false
 	}
-}
-
-// waits tells whether b is not to be read from the network now.
-func (c *pace) waits(b *blob) bool { return c.alone && b != c.head }
-
-// tick decides. It reports whether anyone who waits may go on.
-func (c *pace) tick() bool {
-	starved := c.starved && !c.head.done
-	c.starved = false
-	c.ticks++
+	bytes, full, starved := c.bytes, c.full, c.starved
+	c.bytes, c.full, c.starved, c.ticks = 0, true, false, 0
 	c.rest = max(c.rest-1, 0)
 	switch {
-	case c.alone && !starved:
-		return c.change(false)
-	case c.alone && c.ticks == 1:
-		// What was on its way before still comes.
-		c.heads = 0
-	case c.alone && c.ticks == 1+paceMeasure && c.heads*10 < c.open*paceMeasure*7:
-		c.rest = paceAgain
-		return c.change(false)
-	case c.alone && c.ticks > paceAgain:
-		return c.change(false)
-	case !c.alone && c.ticks >= paceMeasure:
-		c.open = c.all / int64(c.ticks)
-		if starved && c.rest == 0 {
-			return c.change(true)
+	case c.trial > 0:
+		// The first window is for connections to get going. A trial that runs out of blobs says nothing.
+		if c.trial++; c.trial > 2 {
+			c.got += bytes
 		}
-		c.ticks, c.all = 0, 0
+		if c.trial < 4 && full {
+			return false
+		}
+		c.trial = 0
+		// Worth it if it brings half of what is to be had.
+		if full && c.got*int64(2*c.old) >= 2*c.base*int64(c.old+c.width) {
+			c.pause = 10
+			return false
+		}
+		c.width = c.old
+		c.rest, c.pause = c.pause, min(2*c.pause, 200)
+	case full && starved && c.rest == 0 && c.width < c.most && bytes > 0:
+		c.old, c.base, c.got, c.trial = c.width, bytes, 0, 1
+		c.width++
+		return true
 	}
 	return false
-}
-
-func (c *pace) change(alone bool) bool {
-	c.alone, c.ticks, c.all, c.heads = alone, 0, 0, 0
-	return !alone
 }

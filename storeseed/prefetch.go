@@ -19,7 +19,8 @@ import (
 
 // PrefetchOptions say how far ahead of the writing layers are fetched.
 type PrefetchOptions struct {
-	// Parallel is how many blobs are fetched at a time; 0 is DefaultParallel.
+	// Parallel is how many blobs are fetched at a time at most; 0 is DefaultParallel. Large ones are fetched two at
+	// a time unless more are faster.
 	Parallel int
 	// TempDir is a folder for what was fetched but not read yet, in files without a name; "" is the store's
 	// Options.TempDir. A cache is used instead where there is one.
@@ -51,6 +52,7 @@ type Prefetch struct {
 	queue   []*blob // not begun yet, in the order of their use
 	running int
 	held    int64 // bytes of the spool that are spoken for
+	flight  int64 // bytes that running fetches have still to bring
 	pace    pace
 	images  []*Opened
 }
@@ -67,6 +69,7 @@ type blob struct {
 	done  bool  // n is all
 	err   error // why it does not go on
 	held  int64
+	left  int64 // bytes to come
 	pins  int
 }
 
@@ -129,7 +132,7 @@ func (s *Store) Prefetch(ctx context.Context, images []*Opened, o PrefetchOption
 	if o.SpoolLimit == 0 {
 		o.SpoolLimit = DefaultSpoolLimit
 	}
-	p.o = o
+	p.o, p.pace = o, newPace(o.Parallel)
 	if err := p.pin(); err != nil {
 		p.Close()
 		return nil, err
@@ -143,9 +146,7 @@ func (s *Store) Prefetch(ctx context.Context, images []*Opened, o PrefetchOption
 		defer stop()
 		p.dispatch()
 	})
-	if o.Parallel > 1 && len(p.blobs) > 1 {
-		p.work.Go(p.keepPace)
-	}
+	p.work.Go(p.keepPace)
 	return p, nil
 }
 
@@ -235,9 +236,13 @@ func (p *Prefetch) dispatch() {
 		need := b.need()
 		room := need >= 0 && p.held+need <= p.o.SpoolLimit
 		switch {
-		case room && p.running < p.o.Parallel:
-			b.state, b.held = spooled, need
+		case room && p.running < p.o.Parallel && (p.running < p.pace.width || p.flight < paceSmall):
+			b.state, b.held, b.left = spooled, need, max(b.info.Size, 0)
+			if c := b.cache(); c != nil && c.Has(b.info.Digest) {
+				b.left = 0
+			}
 			p.held += need
+			p.flight += b.left
 			p.running++
 			p.work.Go(func() { p.fetch(b) })
 		case !room && b.want:
@@ -261,7 +266,7 @@ func (p *Prefetch) keepPace() {
 		case <-t.C:
 		}
 		p.mu.Lock()
-		if p.pace.tick() {
+		if p.pace.tick(p.running) {
 			p.cond.Broadcast()
 		}
 		p.mu.Unlock()
@@ -287,6 +292,8 @@ func (p *Prefetch) fetch(b *blob) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.running--
+	p.flight -= b.left
+	b.left = 0
 	b.done, b.err = true, err
 	if b.uses == 0 {
 		p.release(b)
@@ -370,21 +377,18 @@ func (p *Prefetch) copy(b *blob, w io.Writer, off int64, show bool) error {
 	defer in.Close()
 	buf := make([]byte, 256<<10)
 	for {
-		p.mu.Lock()
-		for p.pace.waits(b) && p.ctx.Err() == nil {
-			p.cond.Wait()
-		}
-		p.mu.Unlock()
 		n, err := in.Read(buf)
 		if n > 0 {
 			if _, err := w.Write(buf[:n]); err != nil {
 				return fmt.Errorf("keeping blob %s: %w", b.info.Digest, err)
 			}
 			p.mu.Lock()
-			p.pace.arrived(b, n)
+			p.pace.bytes += int64(n)
+			b.left -= int64(n)
+			p.flight -= int64(n)
+			p.cond.Broadcast()
 			if show {
 				b.n += int64(n)
-				p.cond.Broadcast()
 			}
 			p.mu.Unlock()
 		}
@@ -412,6 +416,7 @@ func (p *Prefetch) open(ctx context.Context, from *registrySource, info types.Bl
 	b.want = true
 	p.cond.Broadcast()
 	for b.state == waiting && ctx.Err() == nil && p.ctx.Err() == nil {
+		p.pace.starved = true
 		p.cond.Wait()
 	}
 	b.want = false
@@ -445,7 +450,7 @@ func (r *blobReading) Read(out []byte) (int, error) {
 	}
 	r.p.mu.Lock()
 	for r.off >= r.b.n && !r.b.done && r.ctx.Err() == nil {
-		r.p.pace.starve(r.b)
+		r.p.pace.starved = true
 		r.p.cond.Wait()
 	}
 	n, err, f := r.b.n-r.off, r.b.err, r.b.file

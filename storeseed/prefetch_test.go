@@ -45,6 +45,7 @@ type badRegistry struct {
 	faults   map[digest.Digest][]fault // used up one after the other
 	noRange  bool
 	rate     int64         // bytes a second for all blobs together; 0 is no bound
+	connRate int64         // the same for each connection
 	delay    time.Duration // before each blob
 	requests []string
 	sent     map[digest.Digest]int64
@@ -190,10 +191,14 @@ func (r *badRegistry) send(w io.Writer, q *http.Request, d digest.Digest, data [
 			r.mu.Unlock()
 		}
 	}()
+	start, size := time.Now(), len(data)
 	for len(data) > 0 {
 		n := min(len(data), 64<<10)
 		r.mu.Lock()
 		wait := time.Duration(0)
+		if r.connRate > 0 {
+			wait = time.Until(start.Add(time.Duration(size-len(data)) * time.Second / time.Duration(r.connRate)))
+		}
 		if r.rate > 0 {
 			now := time.Now()
 			// As much as buffers on the way would hold.
