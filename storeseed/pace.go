@@ -3,7 +3,7 @@ package storeseed
 import "time"
 
 // pace finds out how many blobs to fetch at a time. Fetches that share a line evenly are all done at the same late
-// time, with the writer, who wants them in order, idle until then: so there are few at first. Where each connection
+// time, with the writer, who wants them in order, idle until then: so there is one at first. Where each connection
 // has a limit of its own more of them bring more: so while the writer waits, more are tried now and then, and kept
 // if they do. Prefetch.mu guards it.
 type pace struct {
@@ -24,15 +24,13 @@ type pace struct {
 const (
 	paceTick   = 100 * time.Millisecond
 	paceWindow = 3 // ticks
-	// paceWidth is how many large blobs are fetched at first.
-	paceWidth = 2
 	// paceSmall is how many bytes may be on their way whatever the width: below it the line's delay counts, not
 	// its speed.
 	paceSmall = 2 << 20
 )
 
 func newPace(most int) pace {
-	return pace{width: min(paceWidth, most), most: most, pause: 10, full: true}
+	return pace{width: 1, most: most, pause: 10, full: true}
 }
 
 // tick is called every paceTick with the number of blobs on their way. It reports whether width grew.

@@ -19,8 +19,8 @@ import (
 
 // PrefetchOptions say how far ahead of the writing layers are fetched.
 type PrefetchOptions struct {
-	// Parallel is how many blobs are fetched at a time at most; 0 is DefaultParallel. Large ones are fetched two at
-	// a time unless more are faster.
+	// Parallel is how many blobs are fetched at a time at most; 0 is DefaultParallel. While the writer does not have
+	// to wait, or one connection brings as much as several do, large ones are fetched one after the other.
 	Parallel int
 	// TempDir is a folder for what was fetched but not read yet, in files without a name; "" is the store's
 	// Options.TempDir. A cache is used instead where there is one.
