@@ -51,15 +51,21 @@ func attach(t testing.TB, raw string, number int, options ...string) string {
 	p := area(t, raw, number)
 	args := append([]string{"-f", "--show", "-o", fmt.Sprint(p.start), "--sizelimit", fmt.Sprint(p.size)}, options...)
 	dev := strings.TrimSpace(run(t, "losetup", append(args, raw)...))
-	attached.Store(dev, true)
-	t.Cleanup(func() { detach(t, dev) })
+	// One that was freed may be another test's, or another process's, at once.
+	mine := new(int)
+	attached.Store(dev, mine)
+	t.Cleanup(func() {
+		if attached.CompareAndDelete(dev, mine) {
+			command(t, nil, "losetup", "-d", dev)
+		}
+	})
 	return dev
 }
 
-// attached are the loop devices that this process has. One that was freed may be another process's at once.
+// attached are the loop devices that this process has, each with what tells one use of its name from the next.
 var attached sync.Map
 
-// detach frees a loop device; a second time it does nothing.
+// detach frees a loop device of the caller's before its test ends.
 func detach(t testing.TB, dev string) {
 	t.Helper()
 	if _, ours := attached.LoadAndDelete(dev); ours {

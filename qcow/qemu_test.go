@@ -2,7 +2,9 @@ package qcow
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -229,6 +231,24 @@ func makeImage(t testing.TB, rng *rand.Rand, file string, f imageForm, size int6
 			scribble(t, rng, file, f, size)
 		}
 	}
+	if head := readFile(t, file, 80); binary.BigEndian.Uint32(head[4:]) >= 3 && head[79]&2 != 0 {
+		t.Skip("QEMU has marked the image corrupt that it made itself, as 7.2 does with some compressed writes behind snapshots")
+	}
+}
+
+// readFile gives the first n bytes of a file.
+func readFile(t testing.TB, file string, n int) []byte {
+	t.Helper()
+	f, err := os.Open(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	b := make([]byte, n)
+	if _, err := io.ReadFull(f, b); err != nil {
+		t.Fatal(err)
+	}
+	return b
 }
 
 func scribble(t testing.TB, rng *rand.Rand, file string, f imageForm, size int64) {
