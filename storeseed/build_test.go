@@ -321,9 +321,12 @@ func (r *registry) count(what string) int {
 // testSystem is a context that nothing on this host has a say in.
 func testSystem(t testing.TB) *types.SystemContext {
 	t.Helper()
-	dir := t.TempDir()
-	writeFile(t, dir+"/policy.json", []byte(`{"default":[{"type":"insecureAcceptAnything"}]}`))
-	writeFile(t, dir+"/registries.conf", []byte("unqualified-search-registries = [\"registry.example\"]\n[aliases]\nshorty = \"quay.example/long/shorty\"\n"))
+	return systemIn(t.TempDir())
+}
+
+func systemIn(dir string) *types.SystemContext {
+	os.WriteFile(dir+"/policy.json", []byte(`{"default":[{"type":"insecureAcceptAnything"}]}`), 0o644)
+	os.WriteFile(dir+"/registries.conf", []byte("unqualified-search-registries = [\"registry.example\"]\n[aliases]\nshorty = \"quay.example/long/shorty\"\n"), 0o644)
 	os.MkdirAll(dir+"/registries.conf.d", 0o755)
 	os.MkdirAll(dir+"/registries.d", 0o755)
 	return &types.SystemContext{

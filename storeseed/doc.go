@@ -14,6 +14,30 @@
 // grow with the bytes of a layer, and by less than 100 bytes with each of its entries. Layers that are
 // there already, at the same place in their chain, are not read at all.
 //
+// # Fetching
+//
+// Open, or OpenAll, reads manifests, configs and signatures, and refuses what is no image, is for another
+// platform, or is not let in by the policy: before anything is written. Store.Prefetch then fetches the layers of
+// all opened images ahead of the writing, a bounded number at a time, and Store.PullOpened reads them while they
+// arrive; it does so for its own image where no one else has. Only images of registries are fetched ahead: other
+// sources are here already and are read in place. What is on its way lies in the cache, or in files without a name,
+// never in memory, and is bounded: see PrefetchOptions. One goroutine writes, in order, so that the bytes written
+// do not depend on the number of fetches.
+//
+// A connection that breaks, or that brings nothing for a minute, is made again after a pause and gone on with where
+// it was, by a Range request or, where the registry knows none, by skipping what is there. PullOptions.Retries
+// counts failures in a row; answers that would be the same again are final at once. A foreign layer comes from its
+// URLs, as with podman, and from the registry where none of them is one that can be asked.
+//
+// # The cache
+//
+// PullOptions.Cache keeps manifests, configs, layers and signatures of registries' images (see package blobcache)
+// and answers for them, so that a second bake of a list makes no request at all. That includes tags: what a tag
+// stood for when an image was last let in is believed, however long ago, and said in the log; Refresh asks the
+// registry. If what the cache says leads to a refusal, the registry is asked once before it stands. Policies are
+// kept to with the cached signatures, and what registries.conf blocks does not come from the cache either. With
+// Offline no request is ever made, and what is missing is ErrNotCached, by name.
+//
 // # What a layer may hold
 //
 // What the engine's unpacker takes, with these differences, all of them refusals or repairs:

@@ -29,6 +29,9 @@ func TestMain(m *testing.M) {
 	if reexec.Init() {
 		return
 	}
+	if ref := os.Getenv("STORESEED_TEST_PULL"); ref != "" {
+		os.Exit(pullInFlight(ref))
+	}
 	os.Exit(m.Run())
 }
 

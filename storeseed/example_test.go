@@ -7,6 +7,7 @@ import (
 	"os"
 
 	"github.com/nodebake/nodebake/storeseed"
+	"github.com/nodebake/nodebake/storeseed/blobcache"
 )
 
 // Seed a folder with an image and look at what is there. As root, since a store has owners.
@@ -45,6 +46,52 @@ func Example() {
 	}
 	for _, fault := range report.Faults {
 		fmt.Println(fault)
+	}
+}
+
+// Many images, their layers fetched ahead, with a cache that the next run uses.
+func ExampleStore_Prefetch() {
+	ctx := context.Background()
+	cache, err := blobcache.Open(blobcache.Options{Dir: "/var/cache/nodebake", MaxSize: 50 << 30})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer cache.Close()
+	var list []storeseed.PullOptions
+	for _, name := range []string{"registry.k8s.io/pause:3.10", "quay.io/prometheus/node-exporter:v1.8.2"} {
+		ref, names, err := storeseed.ParseReference(nil, name)
+		if err != nil {
+			log.Fatal(err)
+		}
+		list = append(list, storeseed.PullOptions{Source: storeseed.Source{Ref: ref, Names: names}, Cache: cache, Retries: 3})
+	}
+	images, err := storeseed.OpenAll(ctx, list, 0)
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	dir, err := storeseed.Dir("/mnt/root")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer dir.Close()
+	store, err := storeseed.OpenStore(dir, storeseed.Options{Root: "var/images"})
+	if err != nil {
+		log.Fatal(err)
+	}
+	ahead, err := store.Prefetch(ctx, images, storeseed.PrefetchOptions{Parallel: 6})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer ahead.Close()
+	for _, image := range images {
+		if _, err := store.PullOpened(ctx, image); err != nil {
+			log.Fatal(err)
+		}
+		image.Close()
+	}
+	if err := store.Commit(ctx); err != nil {
+		log.Fatal(err)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -498,6 +499,101 @@ func TestFaults(t *testing.T) {
 				p.commit()
 			})
 		}
+	}
+}
+
+// TestFaultsRandom: whatever goes wrong on the way, and stops to, nothing else is written.
+func TestFaultsRandom(t *testing.T) {
+	seed := randomSeed(t)
+	r := rand.New(rand.NewPCG(seed, 0))
+	reg := newBadRegistry(t)
+	var refs []string
+	ims := randomImages(t, r)
+	for i, im := range ims {
+		refs = append(refs, reg.push(fmt.Sprintf("x%d:1", i), im))
+	}
+	clean, _, err := ahead{}.pull(t, refs...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	clean.commit()
+	want := clean.fs.dump()
+	for n := range 3 {
+		reg.noRange = n == 1
+		for _, im := range ims {
+			for _, d := range im.layers {
+				var f []fault
+				for range r.IntN(3) {
+					if r.IntN(4) == 0 {
+						f = append(f, fault{cut: r.Int64N(int64(len(im.blobs[d])) + 1)})
+					} else {
+						f = append(f, fault{status: 500 + r.IntN(5)})
+					}
+				}
+				reg.fail(d, f...)
+			}
+		}
+		a := ahead{PrefetchOptions: PrefetchOptions{Parallel: 1 + r.IntN(8), TempDir: t.TempDir()}, edit: func(o *PullOptions) { o.Retries = 3 }}
+		if n > 0 {
+			a.cache = openCache(t, t.TempDir(), int64(r.IntN(2_000_000)))
+		}
+		p, _, err := a.pull(t, refs...)
+		if err != nil {
+			t.Fatalf("seed %d: %v", seed, err)
+		}
+		p.commit()
+		if p.fs.dump() != want {
+			t.Errorf("seed %d: other bytes were written", seed)
+		}
+	}
+}
+
+// TestKilled kills pulls that share a cache at any moment. What they had fetched is used by the next.
+func TestKilled(t *testing.T) {
+	seed := randomSeed(t)
+	r := rand.New(rand.NewPCG(seed, 0))
+	reg := newBadRegistry(t)
+	var layers [][]byte
+	for i := range 6 {
+		layers = append(layers, layerTar(t, fileE(fmt.Sprint("f", i), noise(r, 4<<20))))
+	}
+	im := buildImage(t, imageSpec{compress: "none"}, layers...)
+	ref := reg.push("x:1", im)
+	reg.rate = 16 << 20
+	dir := t.TempDir()
+	start := func() *exec.Cmd {
+		cmd := exec.Command(os.Args[0])
+		cmd.Env = append(os.Environ(), "STORESEED_TEST_PULL="+ref, "STORESEED_TEST_CACHE="+dir)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		return cmd
+	}
+	whole := start()
+	for range 6 {
+		cmd := start()
+		time.Sleep(time.Duration(100+r.IntN(300)) * time.Millisecond)
+		cmd.Process.Kill()
+		cmd.Wait()
+	}
+	if err := whole.Wait(); err != nil {
+		t.Errorf("seed %d: the one that was not killed: %v", seed, err)
+	}
+	var sent, size int64
+	for _, d := range im.layers {
+		sent += reg.sent[d]
+		size += int64(len(im.blobs[d]))
+	}
+	// What a killed one had asked for may be on its way still, in buffers.
+	t.Logf("%d bytes were sent for %d", sent, size)
+	reg.reset()
+	p, _, err := ahead{cache: openCache(t, dir, 0), edit: func(o *PullOptions) { o.Offline = true }}.pull(t, ref)
+	if err != nil || len(reg.requests) > 0 {
+		t.Fatalf("seed %d: %v, requests %v", seed, err, reg.requests)
+	}
+	p.commit()
+	if list, _ := os.ReadDir(dir + "/nodebake/partial"); len(list) > 0 {
+		t.Errorf("seed %d: %v is left", seed, list)
 	}
 }
 
