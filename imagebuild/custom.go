@@ -9,7 +9,6 @@ import (
 
 	"github.com/nodebake/nodebake/imagebuild/customize"
 	"github.com/nodebake/nodebake/imagebuild/osroot"
-	"github.com/nodebake/nodebake/imagebuild/osroot/selinux"
 )
 
 // planCustom plans the changes of the OS that go beside the store, and refuses those that would undo the bake's own.
@@ -19,8 +18,7 @@ func (b *bake) planCustom() error {
 			return fmt.Errorf("%w: --delete %s would delete the store %s", ErrUsage, d, b.Store)
 		}
 	}
-	spec := b.Customize
-	plan, err := customize.NewPlan(b.base.Root, spec)
+	plan, err := customize.NewPlan(b.base.Root, b.Customize)
 	if errors.Is(err, customize.ErrUsage) {
 		return fmt.Errorf("%w: %w", ErrUsage, err)
 	}
@@ -43,11 +41,8 @@ func (b *bake) planCustom() error {
 			continue
 		}
 		// A system without the store has its labels all the same.
-		if b.policies[s], err = selinux.Load(b.base.Root.Tree, func(name string) (string, error) {
-			at, err := s.Locate(name)
-			return at.Path, err
-		}); err != nil {
-			return fmt.Errorf("SELinux policy: %w", err)
+		if b.policies[s], err = loadPolicy(b.base.Root, s); err != nil {
+			return err
 		}
 	}
 	b.custom = plan

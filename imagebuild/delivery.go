@@ -15,7 +15,6 @@ import (
 	"go.podman.io/image/v5/types"
 
 	"github.com/nodebake/nodebake/imagebuild/disk"
-	"github.com/nodebake/nodebake/imagebuild/osroot"
 	"github.com/nodebake/nodebake/imagebuild/output"
 	"github.com/nodebake/nodebake/imagebuild/output/container"
 	"github.com/nodebake/nodebake/storeseed"
@@ -80,13 +79,8 @@ func (b *bake) openBase(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r, err := osroot.Find(d, b.Root)
-	if err != nil {
-		d.Close()
-		return fmt.Errorf("%s: %w", b.Base, err)
-	}
-	b.base = &Opened{Disk: d, Root: r}
-	return nil
+	b.base, err = findRoot(d, b.Root)
+	return err
 }
 
 // planOutput tells what the output is: a file, or a container image that will hold the disk.

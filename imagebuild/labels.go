@@ -24,14 +24,10 @@ const (
 // planLabels loads each system's SELinux policy and plans the line in it that makes the store equivalent to the
 // engine's own. What is written is labelled as the policy, with that line, says: then a relabel changes nothing.
 func (b *bake) planLabels(s *osroot.System) error {
-	locate := func(name string) (string, error) {
-		at, err := s.Locate(name)
-		return at.Path, err
-	}
 	root := b.base.Root
-	policy, err := selinux.Load(root.Tree, locate)
+	policy, err := loadPolicy(root, s)
 	if err != nil {
-		return fmt.Errorf("SELinux policy: %w", err)
+		return err
 	}
 	if policy == nil {
 		return nil
@@ -67,6 +63,18 @@ func (b *bake) planLabels(s *osroot.System) error {
 		b.addEdit(e, s)
 	}
 	return nil
+}
+
+// loadPolicy reads a system's SELinux policy; nil where it has none.
+func loadPolicy(root *osroot.Root, s *osroot.System) (*selinux.Policy, error) {
+	policy, err := selinux.Load(root.Tree, func(name string) (string, error) {
+		at, err := s.Locate(name)
+		return at.Path, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("SELinux policy: %w", err)
+	}
+	return policy, nil
 }
 
 // labelled is a tree whose new files get their system's SELinux label.

@@ -39,10 +39,15 @@ func OpenDisk(path string, o DiskOptions) (*Opened, error) {
 	if err != nil {
 		return nil, err
 	}
-	r, err := osroot.Find(d, o.Root)
+	return findRoot(d, o.Root)
+}
+
+// findRoot takes over an open disk and finds its root.
+func findRoot(d *disk.Disk, choice string) (*Opened, error) {
+	r, err := osroot.Find(d, choice)
 	if err != nil {
 		d.Close()
-		return nil, fmt.Errorf("%s: %w", path, err)
+		return nil, fmt.Errorf("%s: %w", d.Path, err)
 	}
 	return &Opened{Disk: d, Root: r}, nil
 }

@@ -96,11 +96,7 @@ func (l *Layout) Add(p Partition) (*Volume, error) {
 	}
 	// The place is found on a disk that is surely large enough; only the size that it needs is asked of the device.
 	if !l.fixed {
-		end := l.dev.Size()
-		for _, have := range l.d.Partitions {
-			end = max(end, have.Start+have.Size)
-		}
-		probe, err := l.d.EditTable(end + p.Size + step)
+		probe, err := l.d.EditTable(l.dev.Size() + p.Size + step)
 		if err != nil {
 			return nil, err
 		}
