@@ -39,6 +39,19 @@ func NewFileSource(f *os.File) (Source, error) {
 	return &fileSource{f, size, false}, nil
 }
 
+// BorrowFile is NewFileSource for a resolver whose file somebody else closes: Close does nothing.
+func BorrowFile(f *os.File) (Source, error) {
+	src, err := NewFileSource(f)
+	if err != nil {
+		return nil, err
+	}
+	return borrowed{src.(*fileSource)}, nil
+}
+
+type borrowed struct{ *fileSource }
+
+func (borrowed) Close() error { return nil }
+
 func (s *fileSource) Size() int64 { return s.size }
 
 func (s *fileSource) nextRange(off int64) (bool, int64, error) {

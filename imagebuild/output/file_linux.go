@@ -7,94 +7,9 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
-	"strconv"
 
 	"golang.org/x/sys/unix"
 )
-
-// createTemp opens a file in dir that has no name, so that even SIGKILL leaves nothing behind; where the
-// filesystem cannot do that it has a name, which is returned.
-func createTemp(dir, base string) (*os.File, string, error) {
-	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o666)
-	if err == nil {
-		// Naming the file later goes through /proc, which a bare chroot may lack.
-		if unix.Access("/proc/self/fd/"+strconv.Itoa(fd), unix.F_OK) != nil {
-			unix.Close(fd)
-		} else {
-			return os.NewFile(uintptr(fd), filepath.Join(dir, base)), "", nil
-		}
-	}
-	for i := 0; ; i++ {
-		name := tempName(dir, base, i)
-		f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o666)
-		if errors.Is(err, os.ErrExist) && i < maxTemp {
-			continue
-		}
-		return f, name, err
-	}
-}
-
-// maxTemp bounds the search for a name that nothing has: in containers process ids repeat, and a run that was
-// killed may have left its file.
-const maxTemp = 100
-
-func tempName(dir, base string, i int) string {
-	return filepath.Join(dir, "."+base+".nodebake-"+strconv.Itoa(os.Getpid())+"-"+strconv.Itoa(i))
-}
-
-// place gives the finished file its name. Without force a file that has come there meanwhile stays.
-func (t *Target) place() error {
-	if t.temp == "" {
-		self := "/proc/self/fd/" + strconv.Itoa(int(t.file.Fd()))
-		err := unix.Linkat(unix.AT_FDCWD, self, unix.AT_FDCWD, t.path, unix.AT_SYMLINK_FOLLOW)
-		if err == nil {
-			return nil
-		}
-		if !errors.Is(err, unix.EEXIST) {
-			return fmt.Errorf("naming the output %s: %w", t.path, err)
-		}
-		if !t.o.Force {
-			return fmt.Errorf("%s: %w: it came there while the bake ran", t.path, ErrExists)
-		}
-		for i := 0; t.temp == ""; i++ {
-			name := tempName(filepath.Dir(t.path), filepath.Base(t.path), i)
-			err := unix.Linkat(unix.AT_FDCWD, self, unix.AT_FDCWD, name, unix.AT_SYMLINK_FOLLOW)
-			switch {
-			case err == nil:
-				t.temp = name
-			case !errors.Is(err, unix.EEXIST) || i == maxTemp:
-				return fmt.Errorf("naming the output %s: %w", name, err)
-			}
-		}
-	}
-	if t.o.Force {
-		return os.Rename(t.temp, t.path)
-	}
-	if err := unix.Renameat2(unix.AT_FDCWD, t.temp, unix.AT_FDCWD, t.path, unix.RENAME_NOREPLACE); err != nil {
-		if errors.Is(err, unix.EEXIST) {
-			return fmt.Errorf("%s: %w: it came there while the bake ran", t.path, ErrExists)
-		}
-		return fmt.Errorf("naming the output %s: %w", t.path, err)
-	}
-	return nil
-}
-
-// syncDir makes the names in a folder durable, where the folder may be opened and its filesystem can.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if errors.Is(err, os.ErrPermission) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	if err := d.Sync(); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOTSUP) {
-		return err
-	}
-	return nil
-}
 
 // copyFile makes dst the same as src: by sharing its blocks where the filesystem can, else by copying the
 // ranges that hold data.

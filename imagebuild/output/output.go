@@ -6,12 +6,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 
 	"github.com/nodebake/nodebake/imagebuild/disk"
+	"github.com/nodebake/nodebake/imagebuild/output/newfile"
 	"github.com/nodebake/nodebake/qcow"
 )
 
@@ -102,15 +102,15 @@ func (o Options) check(base *disk.Disk, path string) error {
 // Target is a disk being made. One goroutine at a time.
 type Target struct {
 	path  string
+	dir   string // of path, or of the temporary files alone where the disk gets no name
 	o     Options
 	base  *disk.Disk
-	file  *os.File
-	temp  string // empty while the file has no name at all
+	file  *newfile.File // the disk image; nil where the disk's contents are handed on and no file is made of them
 	image *qcow.Writer
 	size  int64
-	// stage holds the changes until Finish writes the whole image anew; nil where they go to the image at once.
-	stage     *os.File
-	stageTemp string
+	// stage holds the changes until they are read back, into an image that is written anew or by whom the disk is handed
+	// on to; nil where they go to the image at once.
+	stage *newfile.File
 }
 
 // Create makes a private copy of the base. Where base and target formats are the same the image file is carried
@@ -121,32 +121,44 @@ func Create(ctx context.Context, base *disk.Disk, path string, o Options) (*Targ
 	if err := Check(base, path, o); err != nil {
 		return nil, err
 	}
-	file, temp, err := createTemp(filepath.Dir(path), filepath.Base(path))
-	if err != nil {
-		return nil, fmt.Errorf("creating a temporary file beside %s: %w", path, err)
+	t := &Target{path: path, dir: filepath.Dir(path), o: o, base: base, size: base.Size()}
+	return t, t.fill(ctx, o.Overlay || o.Format == disk.Raw || o.Compression == "" && o.ClusterSize == 0)
+}
+
+// CreateUnnamed makes a private copy of the base that Deliver will hand on. Its temporary files lie in dir: of a raw
+// disk the changes alone.
+func CreateUnnamed(ctx context.Context, base *disk.Disk, dir string, o Options) (*Target, error) {
+	if err := o.check(base, filepath.Join(dir, "unnamed")); err != nil {
+		return nil, err
 	}
-	t := &Target{path: path, o: o, base: base, file: file, temp: temp, size: base.Size()}
-	switch {
-	case o.Format == disk.Raw:
-		err = t.fillRaw(ctx)
-	case o.Overlay:
-		t.image, err = t.overlay(t.file, filepath.Base(base.Path))
-	case o.Compression != "" || o.ClusterSize != 0:
+	t := &Target{dir: dir, o: o, base: base, size: base.Size()}
+	return t, t.fill(ctx, o.Format == disk.Qcow2 && o.Compression == "" && o.ClusterSize == 0)
+}
+
+// fill makes the copy: at once into the file that the disk will be, or by noting what changes.
+func (t *Target) fill(ctx context.Context, direct bool) (err error) {
+	if !direct {
 		err = t.fillStage()
-	default:
-		err = t.fillQcow2(ctx)
+	} else if t.file, err = newfile.Create(t.dir); err == nil {
+		switch {
+		case t.o.Format == disk.Raw:
+			err = t.fillRaw(ctx)
+		case t.o.Overlay:
+			t.image, err = t.overlay(t.file.File, filepath.Base(t.base.Path))
+		default:
+			err = t.fillQcow2(ctx)
+		}
 	}
 	if err != nil {
 		t.Abort()
-		return nil, err
 	}
-	return t, nil
+	return err
 }
 
 func (t *Target) fillRaw(ctx context.Context) error {
 	base := t.base
 	if base.Format == disk.Raw {
-		return copyFile(ctx, t.file, base.File())
+		return copyFile(ctx, t.file.File, base.File())
 	}
 	if err := t.file.Truncate(base.Size()); err != nil {
 		return err
@@ -192,18 +204,18 @@ const stageBacking = "base"
 // fillStage puts the changes into a temporary overlay first: a compressed cluster that is written twice would
 // leave a hole in the image, and a bake writes many twice.
 func (t *Target) fillStage() (err error) {
-	if t.stage, t.stageTemp, err = createTemp(filepath.Dir(t.path), filepath.Base(t.path)+".stage"); err != nil {
-		return fmt.Errorf("creating a temporary file beside %s: %w", t.path, err)
+	if t.stage, err = newfile.Create(t.dir); err != nil {
+		return err
 	}
-	t.image, err = t.overlay(t.stage, stageBacking)
+	t.image, err = t.overlay(t.stage.File, stageBacking)
 	return err
 }
 
-// unstage writes the whole image from the base and the stage.
-func (t *Target) unstage(ctx context.Context) error {
-	src, err := qcow.NewFileSource(t.stage)
+// staged is the contents of the disk: the base's, and the stage's over them.
+func (t *Target) staged() (*qcow.Image, error) {
+	src, err := qcow.BorrowFile(t.stage.File)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	// The stage's own backing file is asked for first; what follows is the base's chain.
 	chain, staged := t.base.Chain(), false
@@ -211,15 +223,27 @@ func (t *Target) unstage(ctx context.Context) error {
 	chain.Resolve = func(name, format string) (qcow.Source, error) {
 		if !staged {
 			staged = true
-			return borrow(t.base.File())
+			return qcow.BorrowFile(t.base.File())
 		}
 		return rest(name, format)
 	}
 	view, err := qcow.Open(src, chain)
 	if err != nil {
-		return fmt.Errorf("reading the changes back: %w", err)
+		return nil, fmt.Errorf("reading the changes back: %w", err)
+	}
+	return view, nil
+}
+
+// unstage writes the whole image from the base and the stage.
+func (t *Target) unstage(ctx context.Context) error {
+	view, err := t.staged()
+	if err != nil {
+		return err
 	}
 	defer view.Close()
+	if t.file, err = newfile.Create(t.dir); err != nil {
+		return err
+	}
 	w, err := qcow.Create(t.file, t.size, qcow.CreateOptions{ClusterSize: t.o.ClusterSize, Compression: t.o.Compression, CompressionLevel: t.o.Level})
 	if err != nil {
 		return err
@@ -228,12 +252,6 @@ func (t *Target) unstage(ctx context.Context) error {
 		return err
 	}
 	return w.Close()
-}
-
-// borrow is a file's bytes, for a reader that would close a file.
-func borrow(f *os.File) (qcow.Source, error) {
-	size, err := f.Seek(0, io.SeekEnd)
-	return io.NewSectionReader(f, 0, size), err
 }
 
 // source is the base's contents with what is known of its holes.
@@ -256,7 +274,7 @@ func patchable(base *disk.Disk) bool {
 // patch carries the base's file over and opens it for changes. qcow.ErrCannotPatch means that its tables do
 // not permit that: then the contents must be converted.
 func (t *Target) patch(ctx context.Context) error {
-	if err := copyFile(ctx, t.file, t.base.File()); err != nil {
+	if err := copyFile(ctx, t.file.File, t.base.File()); err != nil {
 		return err
 	}
 	st, err := t.file.Stat()
@@ -317,79 +335,90 @@ func (t *Target) Flush() error {
 }
 
 // Finish makes the file durable and gives it its name, as the last act, unless the base was written to meanwhile
-// (disk.ErrChanged). The target is closed in any case.
-func (t *Target) Finish(ctx context.Context) (err error) {
-	defer func() {
-		if err != nil {
-			t.Abort()
-		}
-	}()
+// (disk.ErrChanged). Before that, beside (which may be nil) is called with the bytes of the whole file. The target is
+// closed in any case.
+func (t *Target) Finish(ctx context.Context, beside func(file *qcow.Image) error) error {
+	defer t.Abort()
 	if err := t.seal(ctx); err != nil {
 		return err
 	}
-	if err := t.place(); err != nil {
+	if beside != nil {
+		if err := t.use(beside); err != nil {
+			return err
+		}
+	}
+	if err := errors.Join(ctx.Err(), t.Unchanged()); err != nil {
 		return err
 	}
-	t.temp = ""
-	if err := errors.Join(t.file.Close(), syncDir(filepath.Dir(t.path))); err != nil {
+	if err := t.file.Place(t.path, t.o.Force); err != nil {
+		if errors.Is(err, fs.ErrExist) {
+			return fmt.Errorf("%s: %w: it came there while the bake ran", t.path, ErrExists)
+		}
+		return err
+	}
+	if err := errors.Join(t.file.Close(), newfile.SyncDir(t.dir)); err != nil {
 		return fmt.Errorf("%s is whole and has its name, but that may not survive a loss of power: %w", t.path, err)
 	}
 	return nil
 }
 
-// Deliver finishes the disk and hands its file's bytes to use, in place of giving it a name. The target is closed in
-// any case, and the file is gone.
-func (t *Target) Deliver(ctx context.Context, use func(disk io.Reader, size int64) error) error {
+// Deliver finishes a disk without a name and hands it to use: the bytes of the qcow2 file, or the contents of a raw
+// disk, which are read from the base as well. Extents tells where they have holes. The target is closed in any case,
+// and the file is gone.
+func (t *Target) Deliver(ctx context.Context, use func(disk *qcow.Image) error) error {
 	defer t.Abort()
 	if err := t.seal(ctx); err != nil {
 		return err
 	}
-	size, err := t.file.Seek(0, io.SeekEnd)
+	if err := errors.Join(ctx.Err(), t.Unchanged()); err != nil {
+		return err
+	}
+	if t.file != nil {
+		return t.use(use)
+	}
+	view, err := t.staged()
 	if err != nil {
 		return err
 	}
-	return use(io.NewSectionReader(t.file, 0, size), size)
+	defer view.Close()
+	return use(view)
 }
 
-// seal completes the file, unless the base was written to meanwhile.
+// use hands on the bytes of the file that the disk is in.
+func (t *Target) use(f func(*qcow.Image) error) error {
+	src, err := qcow.NewFileSource(t.file.File)
+	if err != nil {
+		return err
+	}
+	return f(qcow.OpenRaw(src))
+}
+
+// Unchanged returns an error that matches disk.ErrChanged if the base was written to since it was opened.
+func (t *Target) Unchanged() error { return t.base.Unchanged() }
+
+// seal completes the file.
 func (t *Target) seal(ctx context.Context) error {
 	if t.image != nil {
 		if err := t.image.Close(); err != nil {
 			return fmt.Errorf("finishing the image: %w", err)
 		}
 	}
-	if t.stage != nil {
+	if t.stage != nil && t.o.Format == disk.Qcow2 {
 		if err := t.unstage(ctx); err != nil {
 			return fmt.Errorf("finishing the image: %w", err)
 		}
-		t.dropStage()
+		t.stage.Abort()
+		t.stage = nil
 	}
-	if err := t.file.Sync(); err != nil {
-		return fmt.Errorf("flushing the output to its device: %w", err)
-	}
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	return t.base.Unchanged()
+	return nil
 }
 
 // Abort throws the disk away. It may be called more than once, and after Finish does nothing.
 func (t *Target) Abort() {
-	t.dropStage()
-	t.file.Close()
-	if t.temp != "" {
-		os.Remove(t.temp)
-		t.temp = ""
+	if t.stage != nil {
+		t.stage.Abort()
 	}
-}
-
-func (t *Target) dropStage() {
-	if t.stage == nil {
-		return
+	if t.file != nil {
+		t.file.Abort()
 	}
-	t.stage.Close()
-	if t.stageTemp != "" {
-		os.Remove(t.stageTemp)
-	}
-	t.stage = nil
 }

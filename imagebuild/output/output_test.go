@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/nodebake/nodebake/imagebuild/disk"
+	"github.com/nodebake/nodebake/qcow"
 )
 
 const (
@@ -100,37 +101,46 @@ func TestCreate(t *testing.T) {
 					t.Fatal(err)
 				}
 				defer target.Abort()
-				if got := target.Size(); got != testSize {
-					t.Errorf("size %d, want %d", got, testSize)
-				}
 				if _, err := os.Stat(out); err == nil {
 					t.Error("the output is there before it is finished")
 				}
 				change := bytes.Repeat([]byte("changed "), 1000)
-				if _, err := target.WriteAt(change, 24<<20+5); err != nil {
-					t.Fatal(err)
-				}
-				if _, err := target.WriteAt(change, testSize-10); err == nil {
-					t.Error("a write past the end is taken")
-				}
-				if err := target.Grow(grownSize); err != nil || target.Size() != grownSize {
-					t.Fatalf("growing gives %d bytes, %v", target.Size(), err)
-				}
-				if err := target.Grow(testSize); err == nil {
-					t.Error("the disk shrinks")
-				}
-				for _, off := range []int64{testSize - 10, grownSize - int64(len(change))} {
-					if _, err := target.WriteAt(change, off); err != nil {
+				write := func(target *Target) {
+					if got := target.Size(); got != testSize {
+						t.Errorf("size %d, want %d", got, testSize)
+					}
+					if _, err := target.WriteAt(change, 24<<20+5); err != nil {
 						t.Fatal(err)
 					}
+					if _, err := target.WriteAt(change, testSize-10); err == nil {
+						t.Error("a write past the end is taken")
+					}
+					if err := target.Grow(grownSize); err != nil || target.Size() != grownSize {
+						t.Fatalf("growing gives %d bytes, %v", target.Size(), err)
+					}
+					if err := target.Grow(testSize); err == nil {
+						t.Error("the disk shrinks")
+					}
+					for _, off := range []int64{testSize - 10, grownSize - int64(len(change))} {
+						if _, err := target.WriteAt(change, off); err != nil {
+							t.Fatal(err)
+						}
+					}
 				}
+				write(target)
 				back := make([]byte, len(change))
 				if _, err := target.ReadAt(back, 24<<20+5); err != nil || !bytes.Equal(back, change) {
 					t.Errorf("reading back: %v", err)
 				}
-				if err := target.Finish(ctx); err != nil {
+				if err := target.Finish(ctx, func(file *qcow.Image) error {
+					if _, err := os.Stat(out); err == nil {
+						t.Error("the output has its name before it is finished")
+					}
+					return save(file, out+".seen")
+				}); err != nil {
 					t.Fatal(err)
 				}
+				tool(t, "cmp", out, out+".seen")
 				want := filepath.Join(dir, "want.raw")
 				tool(t, "cp", "--sparse=always", filepath.Join(dir, "base.raw"), want)
 				f, err := os.OpenFile(want, os.O_RDWR, 0)
@@ -165,9 +175,32 @@ func TestCreate(t *testing.T) {
 				if st, err := os.Stat(out); err != nil || st.Mode().Perm()&0o400 == 0 {
 					t.Errorf("%v, %v", st, err)
 				}
+				if o.Overlay {
+					return
+				}
+				unnamed, err := CreateUnnamed(ctx, d, dir, o)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer unnamed.Abort()
+				write(unnamed)
+				if err := unnamed.Deliver(ctx, func(disk *qcow.Image) error { return save(disk, out+".delivered") }); err != nil {
+					t.Fatal(err)
+				}
+				tool(t, "cmp", out, out+".delivered")
 			})
 		}
 	}
+}
+
+// save copies what an output hands on.
+func save(src *qcow.Image, name string) error {
+	f, err := os.Create(name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return errors.Join(f.Truncate(src.Size()), qcow.Copy(context.Background(), f, src, qcow.CopyOptions{}))
 }
 
 func TestOptions(t *testing.T) {
@@ -239,11 +272,6 @@ func TestPlaces(t *testing.T) {
 		}
 	}
 
-	// A run that was killed may have had the same process id.
-	left := tempName(dir, "other", 0)
-	if err := os.WriteFile(left, []byte("left"), 0o600); err != nil {
-		t.Fatal(err)
-	}
 	target, err := Create(ctx, d, other, Options{Format: disk.Raw, Force: true})
 	if err != nil {
 		t.Fatal(err)
@@ -251,15 +279,11 @@ func TestPlaces(t *testing.T) {
 	if b, _ := os.ReadFile(other); string(b) != "old" {
 		t.Error("the old output is gone before the new one is whole")
 	}
-	if err := target.Finish(ctx); err != nil {
+	if err := target.Finish(ctx, nil); err != nil {
 		t.Fatal(err)
 	}
 	if st, err := os.Stat(other); err != nil || st.Size() != testSize {
 		t.Errorf("%v, %v", st, err)
-	}
-
-	if b, _ := os.ReadFile(left); string(b) != "left" {
-		t.Error("another run's file is gone")
 	}
 
 	late := filepath.Join(dir, "late")
@@ -269,7 +293,7 @@ func TestPlaces(t *testing.T) {
 	if err := os.WriteFile(late, []byte("somebody else's"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := target.Finish(ctx); !errors.Is(err, ErrExists) {
+	if err := target.Finish(ctx, nil); !errors.Is(err, ErrExists) {
 		t.Errorf("finishing over a file that came meanwhile: %v", err)
 	}
 	if b, _ := os.ReadFile(late); string(b) != "somebody else's" {
@@ -279,7 +303,7 @@ func TestPlaces(t *testing.T) {
 	for _, end := range []func(*Target){(*Target).Abort, func(t *Target) {
 		stopped, cancel := context.WithCancel(ctx)
 		cancel()
-		t.Finish(stopped)
+		t.Finish(stopped, nil)
 	}} {
 		if target, err = Create(ctx, d, filepath.Join(dir, "never"), Options{Format: disk.Qcow2, Force: false}); err != nil {
 			t.Fatal(err)
@@ -287,7 +311,7 @@ func TestPlaces(t *testing.T) {
 		end(target)
 	}
 	entries, err := os.ReadDir(dir)
-	if err != nil || len(entries) != 7 {
+	if err != nil || len(entries) != 6 {
 		t.Errorf("left behind: %v, %v", entries, err)
 	}
 }
@@ -311,7 +335,7 @@ func TestBaseChanges(t *testing.T) {
 			if err := os.Chtimes(name, time.Unix(1, 0), time.Unix(1, 0)); err != nil {
 				t.Fatal(err)
 			}
-			if err := target.Finish(context.Background()); !errors.Is(err, disk.ErrChanged) {
+			if err := target.Finish(context.Background(), nil); !errors.Is(err, disk.ErrChanged) {
 				t.Errorf("error %v, want %v", err, disk.ErrChanged)
 			}
 			if entries, err := os.ReadDir(dir); err != nil || len(entries) != 1 {
@@ -321,40 +345,6 @@ func TestBaseChanges(t *testing.T) {
 	}
 }
 
-// A filesystem without O_TMPFILE has the output under a temporary name.
-func TestNamedTemporary(t *testing.T) {
-	dir := t.TempDir()
-	d, err := disk.Open(rawDisk(t, dir), disk.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer d.Close()
-	for _, c := range []struct {
-		force, there bool
-		want         error
-	}{{false, false, nil}, {false, true, ErrExists}, {true, true, nil}} {
-		out, temp := filepath.Join(dir, "out"), filepath.Join(dir, ".out.temp")
-		os.Remove(out)
-		if c.there {
-			if err := os.WriteFile(out, []byte("old"), 0o600); err != nil {
-				t.Fatal(err)
-			}
-		}
-		f, err := os.Create(temp)
-		if err != nil {
-			t.Fatal(err)
-		}
-		target := &Target{path: out, o: Options{Force: c.force}, base: d, file: f, temp: temp}
-		if err := target.Finish(context.Background()); !errors.Is(err, c.want) {
-			t.Errorf("%+v: %v", c, err)
-		}
-		if _, err := os.Stat(temp); err == nil {
-			t.Errorf("%+v: the temporary file is left", c)
-		}
-	}
-}
-
-// diskUse is what a file takes on its disk, in KiB.
 func diskUse(t *testing.T, name string) int {
 	t.Helper()
 	n, err := strconv.Atoi(strings.Fields(tool(t, "du", "-k", name))[0])

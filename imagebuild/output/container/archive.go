@@ -15,6 +15,8 @@ import (
 	digest "github.com/opencontainers/go-digest"
 	specs "github.com/opencontainers/image-spec/specs-go"
 	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/nodebake/nodebake/imagebuild/output/newfile"
 )
 
 const tarBlock = 512
@@ -81,11 +83,11 @@ func blobName(d digest.Digest) string {
 }
 
 func writeArchive(ctx context.Context, d Dest, disk io.Reader, size int64, o *Options) (Result, error) {
-	f, err := createTemp(filepath.Dir(d.path))
+	f, err := newfile.Create(filepath.Dir(d.path))
 	if err != nil {
 		return Result{}, err
 	}
-	defer f.abort()
+	defer f.Abort()
 	a := &archive{f: f, now: o.Created}
 	write := ociArchive
 	if d.transport == "docker-archive" {
@@ -101,13 +103,13 @@ func writeArchive(ctx context.Context, d Dest, disk io.Reader, size int64, o *Op
 	if err := ctx.Err(); err != nil {
 		return Result{}, err
 	}
-	if err := f.place(d.path, o.Force); err != nil {
+	if err := f.Place(d.path, o.Force); err != nil {
 		if errors.Is(err, fs.ErrExist) {
 			return Result{}, fmt.Errorf("%w: it came there while the image was written", ErrExists)
 		}
 		return Result{}, err
 	}
-	if err := syncDir(filepath.Dir(d.path)); err != nil {
+	if err := newfile.SyncDir(filepath.Dir(d.path)); err != nil {
 		return Result{}, fmt.Errorf("it is whole and has its name, but that may not survive a loss of power: %w", err)
 	}
 	return res, nil

@@ -14,6 +14,8 @@ import (
 
 	digest "github.com/opencontainers/go-digest"
 	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/nodebake/nodebake/imagebuild/output/newfile"
 )
 
 // maxDocument bounds manifests, configs and indexes; it is the library's own bound.
@@ -59,7 +61,7 @@ func readLayout(dir string) (imgspecv1.Index, error) {
 			return imgspecv1.Index{}, err
 		}
 		// Another bake that is in its course may have a temporary file there.
-		names = slices.DeleteFunc(names, func(e fs.DirEntry) bool { return strings.HasPrefix(e.Name(), tempPrefix) })
+		names = slices.DeleteFunc(names, func(e fs.DirEntry) bool { return strings.HasPrefix(e.Name(), newfile.Prefix) })
 		if len(names) > 0 {
 			return imgspecv1.Index{}, fmt.Errorf("%s: %w, and is no OCI layout; choose another folder", dir, ErrExists)
 		}
@@ -137,8 +139,8 @@ func (u *undo) mkdir(dir string) error {
 }
 
 // place names a blob, unless it is there already. One of another size is what an interrupted copy left.
-func (u *undo) place(f *tempFile, name string) error {
-	err := f.place(name, false)
+func (u *undo) place(f *newfile.File, name string) error {
+	err := f.Place(name, false)
 	if errors.Is(err, fs.ErrExist) {
 		mine, err := f.Stat()
 		if err != nil {
@@ -147,7 +149,7 @@ func (u *undo) place(f *tempFile, name string) error {
 		if st, err := os.Lstat(name); err == nil && st.Mode().IsRegular() && st.Size() == mine.Size() {
 			return nil
 		}
-		return f.place(name, true)
+		return f.Place(name, true)
 	}
 	if err == nil {
 		*u = append(*u, name)
@@ -157,16 +159,16 @@ func (u *undo) place(f *tempFile, name string) error {
 
 // placeData names a file with data, replacing one with force.
 func (u *undo) placeData(name string, data []byte, force bool) error {
-	f, err := createTemp(filepath.Dir(name))
+	f, err := newfile.Create(filepath.Dir(name))
 	if err != nil {
 		return err
 	}
-	defer f.abort()
+	defer f.Abort()
 	if _, err := f.Write(data); err != nil {
 		return err
 	}
 	if force {
-		return f.place(name, true)
+		return f.Place(name, true)
 	}
 	return u.place(f, name)
 }
@@ -178,11 +180,11 @@ func writeLayout(ctx context.Context, d Dest, disk io.Reader, size int64, o *Opt
 	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
 		home = filepath.Dir(dir)
 	}
-	f, err := createTemp(home)
+	f, err := newfile.Create(home)
 	if err != nil {
 		return Result{}, err
 	}
-	defer f.abort()
+	defer f.Abort()
 	l, err := writeLayer(ctx, f, disk, size, o)
 	if err != nil {
 		return Result{}, err
@@ -245,7 +247,7 @@ func writeLayout(ctx context.Context, d Dest, disk io.Reader, size int64, o *Opt
 		return Result{}, err
 	}
 	for _, p := range []string{filepath.Join(dir, imgspecv1.ImageBlobsDir, l.blob.Algorithm().String()), blobs} {
-		if err := syncDir(p); err != nil {
+		if err := newfile.SyncDir(p); err != nil {
 			return Result{}, err
 		}
 	}
@@ -253,7 +255,7 @@ func writeLayout(ctx context.Context, d Dest, disk io.Reader, size int64, o *Opt
 		return Result{}, err
 	}
 	made = nil
-	if err := errors.Join(syncDir(dir), syncDir(filepath.Dir(dir))); err != nil {
+	if err := errors.Join(newfile.SyncDir(dir), newfile.SyncDir(filepath.Dir(dir))); err != nil {
 		return Result{}, fmt.Errorf("it is whole, but may not survive a loss of power: %w", err)
 	}
 	sweep(dir, old, index.Manifests)

@@ -23,6 +23,8 @@ import (
 	"go.podman.io/image/v5/signature"
 	"go.podman.io/image/v5/types"
 	"go.podman.io/storage/pkg/configfile"
+
+	"github.com/nodebake/nodebake/imagebuild/output/newfile"
 )
 
 // Errors of Open.
@@ -134,7 +136,7 @@ func (r *reader) open(ref types.ImageReference) (*os.File, Info, error) {
 	if err != nil {
 		return nil, Info{}, err
 	}
-	if r.file, err = anonymous(r.dir); err != nil {
+	if r.file, err = newfile.Anonymous(r.dir); err != nil {
 		return nil, Info{}, err
 	}
 	r.buf = make([]byte, chunk)

@@ -21,6 +21,8 @@ import (
 	"go.podman.io/image/v5/signature"
 	"go.podman.io/image/v5/types"
 	"golang.org/x/sys/unix"
+
+	"github.com/nodebake/nodebake/imagebuild/output/newfile"
 )
 
 // TestFind finds disks in images of several layers, the lowest first.
@@ -508,7 +510,7 @@ func FuzzLayers(f *testing.F) {
 			r.layers = append(r.layers, types.BlobInfo{Digest: digest.FromBytes(b), Size: int64(len(b))})
 		}
 		var err error
-		if r.file, err = anonymous(dir); err != nil {
+		if r.file, err = newfile.Anonymous(dir); err != nil {
 			t.Fatal(err)
 		}
 		defer r.file.Close()

@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -23,6 +22,8 @@ import (
 
 	digest "github.com/opencontainers/go-digest"
 	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/nodebake/nodebake/imagebuild/output/newfile"
 )
 
 func TestParseDest(t *testing.T) {
@@ -448,37 +449,12 @@ func TestWritersAtOnce(t *testing.T) {
 	}
 }
 
-// TestNamedTemporary takes the ways for filesystems that know no files without a name.
-func TestNamedTemporary(t *testing.T) {
+// TestTemporaryOfAnother has a file of another run in a layout: it does not make the folder a foreign one.
+func TestTemporaryOfAnother(t *testing.T) {
 	dir := t.TempDir()
-	named := func() *tempFile {
-		f, err := os.OpenFile(tempName(dir, 0), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o666)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return &tempFile{File: f, dir: dir, temp: f.Name()}
-	}
-	f := named()
-	if err := f.place(dir+"/a", false); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, newfile.Prefix+"1-0"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	f.abort()
-	f = named()
-	if err := f.place(dir+"/a", false); !errors.Is(err, fs.ErrExist) {
-		t.Errorf("%v", err)
-	}
-	f.abort()
-	f = named()
-	if err := f.place(dir+"/a", true); err != nil {
-		t.Error(err)
-	}
-	f.abort()
-	if left, _ := os.ReadDir(dir); len(left) != 1 || left[0].Name() != "a" {
-		t.Errorf("left: %v", left)
-	}
-	// One of them does not make a folder a foreign one.
-	named()
-	os.Remove(dir + "/a")
 	if _, err := readLayout(dir); err != nil {
 		t.Error(err)
 	}
@@ -486,7 +462,7 @@ func TestNamedTemporary(t *testing.T) {
 
 // TestLargeMember writes a tar member whose size a plain header cannot hold.
 func TestLargeMember(t *testing.T) {
-	f, err := anonymous(t.TempDir())
+	f, err := newfile.Anonymous(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
