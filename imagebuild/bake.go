@@ -15,6 +15,7 @@ import (
 
 	digest "github.com/opencontainers/go-digest"
 	"github.com/sirupsen/logrus"
+	"go.podman.io/image/v5/types"
 
 	"github.com/nodebake/nodebake/imagebuild/customize"
 	"github.com/nodebake/nodebake/imagebuild/disk"
@@ -22,7 +23,6 @@ import (
 	"github.com/nodebake/nodebake/imagebuild/osroot"
 	"github.com/nodebake/nodebake/imagebuild/osroot/selinux"
 	"github.com/nodebake/nodebake/imagebuild/output"
-	"github.com/nodebake/nodebake/imagebuild/output/container"
 	"github.com/nodebake/nodebake/storeseed"
 	"github.com/nodebake/nodebake/storeseed/blobcache"
 	"github.com/nodebake/nodebake/storeseed/storageconf"
@@ -35,8 +35,7 @@ type Spec struct {
 	Base, BasePath string
 	// Images are references as storeseed.ParseReference takes them, in the order in which they are baked.
 	Images []string
-	// Output is the path of the new disk, or a container image that will hold it at DiskPath; see container.ParseDest.
-	Output, DiskPath string
+	Delivery
 	// Store is the store's path on the running system; empty is DefaultStore.
 	Store string
 	// Platform is os/arch[/variant]; empty is the base disk's own.
@@ -52,8 +51,6 @@ type Spec struct {
 	DiskOptions
 	// Report is where the caller will write the report; empty where nowhere. It may be no file of a disk.
 	Report string
-	// OutputOptions say what kind of disk is made. An empty Format is told from Output's ending.
-	OutputOptions output.Options
 	// DryRun counts what would be written and writes nothing.
 	DryRun bool
 	// Epoch is the time of everything that has none of its own; nil is the newest image's creation time.
@@ -68,12 +65,11 @@ type Spec struct {
 
 // Report says what a bake did, or with DryRun would do.
 type Report struct {
-	DryRun bool        `json:"dryRun,omitempty"`
-	Base   DiskReport  `json:"base"`
-	Output *DiskReport `json:"output,omitempty"`
-	// BaseImage is the container image that the base is out of, Container the one that holds the output.
+	DryRun bool          `json:"dryRun,omitempty"`
+	Base   DiskReport    `json:"base"`
+	Output *OutputReport `json:"output,omitempty"`
+	// BaseImage is the container image that the base is out of.
 	BaseImage digest.Digest    `json:"baseImage,omitempty"`
-	Container *ContainerReport `json:"container,omitempty"`
 	Root      RootReport       `json:"root"`
 	Platform  string           `json:"platform"`
 	Store     string           `json:"store"`
@@ -136,8 +132,16 @@ func Bake(ctx context.Context, spec Spec) (*Report, error) {
 	if b.Store, err = cleanStore(b.Store); err != nil {
 		return b.report, err
 	}
-	if err := b.planOutput(); err != nil {
+	if b.out, err = b.Delivery.plan(b.Log); err != nil {
 		return b.report, err
+	}
+	b.out.systemFor = b.systemFor
+	if b.System == nil {
+		b.System = &types.SystemContext{}
+	}
+	_, isContainer := b.out.sink.(containerSink)
+	if isContainer && (b.Output == b.Base || isImage(b.Base) && b.out.file() != "" && strings.HasPrefix(b.Base, b.Output)) {
+		return b.report, fmt.Errorf("%w: --output %s is the base itself, which is never written", ErrUsage, b.Output)
 	}
 	return b.report, b.run(ctx)
 }
@@ -154,7 +158,7 @@ type bake struct {
 	storeRoot string
 	edits     []edit
 	custom    *customize.Plan
-	container *container.Dest // nil where the output is a file
+	out       *delivery
 	partition *storePartition // nil where the store lies on a partition that is there
 	room      *room
 	policies  map[*osroot.System]*selinux.Policy
@@ -185,8 +189,8 @@ func (b *bake) run(ctx context.Context) error {
 		}
 		return b.writeLock()
 	}
-	b.Log.Infof("copying the base disk to %s (%s)", b.Output, b.OutputOptions.Format)
-	target, err := output.Create(ctx, b.base.Disk, b.targetPath(), b.OutputOptions)
+	b.Log.Infof("copying the base disk to %s (%s)", b.Output, b.out.OutputOptions.Format)
+	target, err := b.out.create(ctx, b.out, b.base.Disk)
 	if err != nil {
 		return err
 	}
@@ -200,7 +204,12 @@ func (b *bake) run(ctx context.Context) error {
 	if err := b.writeLock(); err != nil {
 		return err
 	}
-	return b.deliver(ctx, target)
+	b.out.created = b.report.Epoch
+	rep, err := b.out.deliver(ctx, b.out, target)
+	if err == nil {
+		b.report.Output = &rep
+	}
+	return err
 }
 
 // check opens what was written anew and checks the store's records, links and references, as an engine will.
@@ -243,8 +252,11 @@ func (b *bake) prepare(ctx context.Context) error {
 	if err := b.choosePlatform(); err != nil {
 		return err
 	}
-	if err := b.checkOutput(ctx); err != nil {
-		return err
+	b.out.platform = b.platform
+	if b.Output != "" {
+		if err := b.out.check(ctx, b.out, d); err != nil {
+			return err
+		}
 	}
 	if b.storeRoot, err = root.Writable(root.Systems[0], b.Store); err != nil {
 		return err
@@ -283,10 +295,11 @@ func (b *bake) checkFile(what, name string) error {
 	if st, err := os.Stat(name); err == nil && b.base.Disk.Uses(st) {
 		return fmt.Errorf("%w: the %s %s is the base disk itself, which is never written; choose another file", ErrUsage, what, name)
 	}
-	if b.Output == "" || b.container != nil || filepath.Base(name) != filepath.Base(b.Output) {
+	out := b.out.file()
+	if out == "" || filepath.Base(name) != filepath.Base(out) {
 		return nil
 	}
-	if st, err := os.Stat(filepath.Dir(b.Output)); err == nil && os.SameFile(st, dir) {
+	if st, err := os.Stat(filepath.Dir(out)); err == nil && os.SameFile(st, dir) {
 		return fmt.Errorf("%w: the %s %s is the output itself; choose another file", ErrUsage, what, name)
 	}
 	return nil

@@ -40,7 +40,7 @@ func TestBake(t *testing.T) {
 				t.Errorf("changed %v", r.Changed)
 			}
 		}},
-		{"ext4 to raw, another store, twice the image", Spec{Base: demo + "base.qcow2", Images: []string{hello, hello}, OutputOptions: output.Options{Format: disk.Raw}, Store: "/srv/store", Epoch: &epoch}, 1,
+		{"ext4 to raw, another store, twice the image", Spec{Base: demo + "base.qcow2", Images: []string{hello, hello}, Delivery: Delivery{OutputOptions: output.Options{Format: disk.Raw}}, Store: "/srv/store", Epoch: &epoch}, 1,
 			func(t *testing.T, r *Report, o *Opened) {
 				h, err := o.Root.Tree.Stat("srv/store/overlay-images/images.json")
 				if err != nil || !h.ModTime.Equal(epoch) || !h.ChangeTime.Equal(epoch) {

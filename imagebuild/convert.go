@@ -2,27 +2,71 @@ package imagebuild
 
 import (
 	"context"
+	"fmt"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"go.podman.io/image/v5/types"
 
 	"github.com/nodebake/nodebake/imagebuild/disk"
-	"github.com/nodebake/nodebake/imagebuild/output"
+	"github.com/nodebake/nodebake/storeseed"
 )
 
-// Convert writes the contents of the disk image at in, which is opened by from, to out, whose kind o says; an empty
-// Format is told from out's ending. What is on the disk does not matter. in is only read, and out appears when it is
-// whole.
-func Convert(ctx context.Context, in, out string, from disk.Options, o output.Options) error {
-	d, err := disk.OpenImage(in, from)
+// ConvertSpec says what to convert, and to what.
+type ConvertSpec struct {
+	// Input is the path of a disk image. It is only read.
+	Input   string
+	Options disk.Options
+	Delivery
+	// Platform is os/arch[/variant], for an Output that is a container image; empty is that of the system on the disk.
+	Platform string
+	Log      logrus.FieldLogger
+}
+
+// Convert writes the contents of a disk image anew. What is on the disk does not matter, but for a container image to
+// be labelled. The output appears when it is whole.
+func Convert(ctx context.Context, spec ConvertSpec) (OutputReport, error) {
+	none := OutputReport{}
+	v, err := spec.Delivery.plan(spec.Log)
 	if err != nil {
-		return err
+		return none, err
+	}
+	d, err := disk.OpenImage(spec.Input, spec.Options)
+	if err != nil {
+		return none, err
 	}
 	defer d.Close()
-	if o.Format == "" {
-		o.Format = FormatOf(out)
+	if _, labelled := v.sink.(containerSink); labelled {
+		if err := v.choosePlatform(spec); err != nil {
+			return none, err
+		}
 	}
-	t, err := output.Create(ctx, d, out, o)
+	v.created = time.Unix(0, 0)
+	v.systemFor = func(types.ImageReference) *types.SystemContext { return &types.SystemContext{} }
+	if err := v.check(ctx, v, d); err != nil {
+		return none, err
+	}
+	t, err := v.create(ctx, v, d)
 	if err != nil {
-		return err
+		return none, err
 	}
 	defer t.Abort()
-	return t.Finish(ctx)
+	return v.deliver(ctx, v, t)
+}
+
+func (v *delivery) choosePlatform(spec ConvertSpec) error {
+	p := spec.Platform
+	if p == "" {
+		o, err := OpenDisk(spec.Input, DiskOptions{Options: spec.Options})
+		if err != nil {
+			return fmt.Errorf("which machine the disk is for: %w; --platform says it", err)
+		}
+		defer o.Close()
+		p = o.Root.Platform
+	}
+	var err error
+	if v.platform, err = storeseed.ParsePlatform(p); err != nil {
+		return fmt.Errorf("%w: %w", ErrUsage, err)
+	}
+	return nil
 }

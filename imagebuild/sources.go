@@ -66,13 +66,10 @@ func (b *bake) prepareSources() error {
 	case b.Parallel < 0 || b.Parallel > maxParallel:
 		return fmt.Errorf("%w: --parallel %d: give 1 to %d", ErrUsage, b.Parallel, maxParallel)
 	}
-	if b.System == nil {
-		b.System = &types.SystemContext{}
-	}
 	if b.System.BigFilesTemporaryDir == "" && os.Getenv("TMPDIR") == "" {
 		// The library unpacks archives into /var/tmp, which a container made of one binary lacks.
 		if _, err := os.Stat("/var/tmp"); err != nil {
-			b.System.BigFilesTemporaryDir = b.workDir()
+			b.System.BigFilesTemporaryDir = b.out.workDir()
 		}
 	}
 	for _, i := range b.Images {
@@ -221,7 +218,7 @@ func (b *bake) pull(ctx context.Context, store *storeseed.Store) error {
 // unpacked.
 func (b *bake) spoolDir() string {
 	if b.Output != "" && os.Getenv("TMPDIR") == "" {
-		return b.workDir()
+		return b.out.workDir()
 	}
 	return ""
 }

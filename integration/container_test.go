@@ -31,10 +31,12 @@ func TestBootVolumeImage(t *testing.T) {
 			}
 			build(smallBase(t), c.out, append(more, "--report", dir+"/report.json")...)
 			var report struct {
-				Container struct{ DiskPath, DiskDigest string }
+				Output struct {
+					Container struct{ DiskPath, DiskDigest string }
+				}
 			}
 			readJSON(t, dir+"/report.json", &report)
-			if report.Container.DiskPath != c.path || report.Container.DiskDigest != "sha256:"+hashFile(t, dir+"/plain.qcow2") {
+			if image := report.Output.Container; image.DiskPath != c.path || image.DiskDigest != "sha256:"+hashFile(t, dir+"/plain.qcow2") {
 				t.Errorf("the report says %+v", report)
 			}
 			copied := tempDir(t)

@@ -14,26 +14,29 @@ import (
 
 func convertCommand() *cobra.Command {
 	var flags outputFlags
-	var from disk.Options
+	var spec imagebuild.ConvertSpec
 	cmd := &cobra.Command{
 		Use:   "convert IN OUT",
 		Short: "Convert a disk image: raw, qcow2, compressed or not",
-		Long: `Write the contents of a disk image to a new one, of another format or compressed. What is on the disk does not
-matter. IN is only read; OUT appears when it is whole.`,
+		Long: `Write the contents of a disk image to a new one, of another format or compressed, or to any other place that build
+knows as an output. What is on the disk does not matter. IN is only read; OUT appears when it is whole.`,
 		Example: `  nodebake convert debian.raw debian.qcow2 --compress zstd
-  nodebake convert node.qcow2 node.raw`,
+  nodebake convert node.qcow2 node.raw
+  nodebake convert node.qcow2 oci-archive:node.tar`,
 		Args: exactly("IN", "OUT"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			o, err := flags.options()
-			if err != nil {
+			var err error
+			if spec.OutputOptions, err = flags.options(); err != nil {
 				return err
 			}
-			logrus.Infof("converting %s to %s", args[0], args[1])
-			return imagebuild.Convert(cmd.Context(), args[0], args[1], from, o)
+			spec.Input, spec.Output, spec.Log = args[0], args[1], logrus.StandardLogger()
+			logrus.Infof("converting %s to %s", spec.Input, spec.Output)
+			_, err = imagebuild.Convert(cmd.Context(), spec)
+			return err
 		},
 	}
 	flags.add(cmd)
-	addBackingFlag(cmd, &from)
+	addBackingFlag(cmd, &spec.Options)
 	return cmd
 }
 
