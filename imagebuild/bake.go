@@ -119,6 +119,15 @@ type FileReport struct {
 // ctx ends, nothing is at Output and the base is as it was. Errors match ErrUsage, ErrNoSpace or
 // ErrUnsupported where they are of that kind. The report is filled as far as the bake came.
 func Bake(ctx context.Context, spec Spec) (*Report, error) {
+	b, err := newBake(spec)
+	if err != nil {
+		return b.report, err
+	}
+	return b.report, b.run(ctx)
+}
+
+// newBake checks what a spec says by itself. There is a bake, with its report, in any case.
+func newBake(spec Spec) (*bake, error) {
 	b := &bake{Spec: spec, report: &Report{DryRun: spec.DryRun, Images: []ImageReport{}, Changed: []FileReport{}}}
 	if b.Log == nil {
 		silent := logrus.New()
@@ -130,10 +139,10 @@ func Bake(ctx context.Context, spec Spec) (*Report, error) {
 	}
 	var err error
 	if b.Store, err = cleanStore(b.Store); err != nil {
-		return b.report, err
+		return b, err
 	}
 	if b.out, err = b.Delivery.plan(b.Log); err != nil {
-		return b.report, err
+		return b, err
 	}
 	b.out.systemFor = b.systemFor
 	if b.System == nil {
@@ -141,9 +150,9 @@ func Bake(ctx context.Context, spec Spec) (*Report, error) {
 	}
 	_, isContainer := b.out.sink.(containerSink)
 	if isContainer && (b.Output == b.Base || isImage(b.Base) && b.out.file() != "" && strings.HasPrefix(b.Base, b.Output)) {
-		return b.report, fmt.Errorf("%w: --output %s is the base itself, which is never written", ErrUsage, b.Output)
+		return b, fmt.Errorf("%w: --output %s is the base itself, which is never written", ErrUsage, b.Output)
 	}
-	return b.report, b.run(ctx)
+	return b, nil
 }
 
 type bake struct {
