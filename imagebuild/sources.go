@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -13,6 +15,8 @@ import (
 	"go.podman.io/image/v5/docker"
 	"go.podman.io/image/v5/docker/reference"
 	"go.podman.io/image/v5/types"
+	"go.podman.io/storage/pkg/unshare"
+	"golang.org/x/sys/unix"
 
 	"github.com/nodebake/nodebake/imagebuild/disk"
 	"github.com/nodebake/nodebake/storeseed"
@@ -66,12 +70,7 @@ func (b *bake) prepareSources() error {
 	case b.Parallel < 0 || b.Parallel > maxParallel:
 		return fmt.Errorf("%w: --parallel %d: give 1 to %d", ErrUsage, b.Parallel, maxParallel)
 	}
-	if b.System.BigFilesTemporaryDir == "" && os.Getenv("TMPDIR") == "" {
-		// The library unpacks archives into /var/tmp, which a container made of one binary lacks.
-		if _, err := os.Stat("/var/tmp"); err != nil {
-			b.System.BigFilesTemporaryDir = b.out.workDir()
-		}
-	}
+	b.settle()
 	for _, i := range b.Images {
 		ref, names, err := storeseed.ParseReference(b.System, i)
 		if err != nil {
@@ -81,6 +80,47 @@ func (b *bake) prepareSources() error {
 	}
 	b.warnUnused()
 	return b.addTags()
+}
+
+// settle makes the library's settings fit a machine that lacks what it takes for granted.
+func (b *bake) settle() {
+	settleHome(b.warn)
+	if b.System.BigFilesTemporaryDir == "" {
+		sys := *b.System
+		sys.BigFilesTemporaryDir = b.bigTempDir()
+		b.System = &sys
+	}
+}
+
+// settleHome gives a process that has no home folder one that does not exist. go.podman.io/image reads configuration
+// there, and fails where it cannot tell the folder or may not enter it: in a container whose user is in no passwd file,
+// and in a user namespace whose root is not the machine's. What is for the whole machine, policy.json above all, counts
+// as ever, and a HOME that is set is never doubted.
+func settleHome(warn func(format string, args ...any)) {
+	if os.Getenv("HOME") != "" {
+		return
+	}
+	if home, err := unshare.HomeDir(); err == nil {
+		if _, err := os.Stat(filepath.Join(home, ".config", "containers")); !errors.Is(err, fs.ErrPermission) {
+			return
+		}
+		warn("HOME is not set, and %s is closed to this user: no configuration is read there", home)
+	}
+	os.Setenv("HOME", "/nonexistent")
+}
+
+// bigTempDir is where the library unpacks archives and keeps what it fetches: TMPDIR or /var/tmp, unless the latter
+// is not there, as in a container of one binary, read-only, or in memory, as podman's --read-only makes it.
+func (b *bake) bigTempDir() string {
+	if dir := os.Getenv("TMPDIR"); dir != "" {
+		return dir
+	}
+	const dir = "/var/tmp"
+	var st unix.Statfs_t
+	if unix.Access(dir, unix.W_OK|unix.X_OK) == nil && unix.Statfs(dir, &st) == nil && st.Type != unix.TMPFS_MAGIC {
+		return dir
+	}
+	return b.out.workDir()
 }
 
 // warnUnused says which registries were named for their certificates, but have no image of this bake: a mirror is set
@@ -104,6 +144,7 @@ const maxParallel = 64
 
 // systemFor is the settings for the registry that a reference is of.
 func (b *bake) systemFor(ref types.ImageReference) *types.SystemContext {
+	b.settle()
 	name := ref.DockerReference()
 	if name == nil || ref.Transport().Name() != docker.Transport.Name() {
 		return b.System
