@@ -180,8 +180,10 @@ type edit struct {
 }
 
 func (b *bake) run(ctx context.Context) error {
-	var err error
-	if err = b.openBase(ctx); err != nil {
+	if err := b.checkCredentials(); err != nil {
+		return err
+	}
+	if err := b.openBase(ctx); err != nil {
 		return err
 	}
 	defer b.base.Close()

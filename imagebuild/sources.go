@@ -18,6 +18,7 @@ import (
 	"go.podman.io/storage/pkg/unshare"
 	"golang.org/x/sys/unix"
 
+	"github.com/nodebake/nodebake/imagebuild/bakefile"
 	"github.com/nodebake/nodebake/imagebuild/disk"
 	"github.com/nodebake/nodebake/storeseed"
 	"github.com/nodebake/nodebake/storeseed/blobcache"
@@ -28,6 +29,8 @@ type SourceOptions struct {
 	// System is handed to go.podman.io/image: credentials, certificates, registries.conf, policy.json. Nil is its
 	// defaults.
 	System *types.SystemContext
+	// Folder is what relative paths in references of images count from; empty is the working folder.
+	Folder string
 	// Insecure are registries, as HOST or HOST:PORT, whose certificate is not checked, or that have none.
 	Insecure []string
 	// CertDirs are folders with a registry's certificates and keys, by HOST or HOST:PORT.
@@ -51,8 +54,33 @@ type SourceOptions struct {
 // Tag is another name for an image that is named by its reference.
 type Tag struct{ Name, Reference string }
 
+var errNoImage = fmt.Errorf("%w: no image is named; give --image or --images-from", ErrUsage)
+
 // pullRetries is how often a request to a registry that was cut on the way is tried again.
 const pullRetries = 3
+
+// check finds options that contradict each other.
+func (o SourceOptions) check() error {
+	switch {
+	case o.Offline && o.Cache == "":
+		return fmt.Errorf("%w: --offline takes images from a --cache, and none is given", ErrUsage)
+	case o.Offline && o.Refresh:
+		return fmt.Errorf("%w: --refresh asks registries, and --offline forbids it", ErrUsage)
+	case o.Parallel < 0 || o.Parallel > maxParallel:
+		return fmt.Errorf("%w: --parallel %d: give 1 to %d", ErrUsage, o.Parallel, maxParallel)
+	}
+	return nil
+}
+
+// checkCredentials refuses a file of credentials that is not there: to the library it is one without any.
+func (b *bake) checkCredentials() error {
+	if name := b.System.AuthFilePath; name != "" {
+		if _, err := os.Stat(name); err != nil {
+			return fmt.Errorf("the registries' credentials: %w", err)
+		}
+	}
+	return nil
+}
 
 // prepareSources checks everything about the images that needs no registry.
 func (b *bake) prepareSources() error {
@@ -60,19 +88,14 @@ func (b *bake) prepareSources() error {
 		return err
 	}
 	if len(b.Images) == 0 {
-		return fmt.Errorf("%w: no image is named; give --image or --images-from", ErrUsage)
+		return errNoImage
 	}
-	switch {
-	case b.Offline && b.Cache == "":
-		return fmt.Errorf("%w: --offline takes images from a --cache, and none is given", ErrUsage)
-	case b.Offline && b.Refresh:
-		return fmt.Errorf("%w: --refresh asks registries, and --offline forbids it", ErrUsage)
-	case b.Parallel < 0 || b.Parallel > maxParallel:
-		return fmt.Errorf("%w: --parallel %d: give 1 to %d", ErrUsage, b.Parallel, maxParallel)
+	if err := b.SourceOptions.check(); err != nil {
+		return err
 	}
 	b.settle()
 	for _, i := range b.Images {
-		ref, names, err := storeseed.ParseReference(b.System, i)
+		ref, names, err := storeseed.ParseReference(b.System, bakefile.Under(b.Folder, i))
 		if err != nil {
 			return err
 		}
@@ -163,19 +186,15 @@ func (b *bake) systemFor(ref types.ImageReference) *types.SystemContext {
 // addTags gives images of the bake their further names.
 func (b *bake) addTags() error {
 	for _, t := range b.Tags {
-		// Short names become what podman would call the image; no registry is asked.
-		named, err := reference.ParseNormalizedNamed(t.Name)
-		if _, digested := named.(reference.Digested); digested {
-			err = errors.New("a digest is not given, it follows from the image")
-		}
+		name, err := t.name()
 		if err != nil {
-			return fmt.Errorf("%w: --tag %s=%s: %w", ErrUsage, t.Name, t.Reference, err)
+			return err
 		}
-		i := slices.Index(b.Images, t.Reference)
-		if i < 0 {
-			return fmt.Errorf("%w: --tag %s=%s: no --image is called %s", ErrUsage, t.Name, t.Reference, t.Reference)
+		i, err := t.index(b.Images)
+		if err != nil {
+			return err
 		}
-		b.sources[i].Names = append(slices.Clone(b.sources[i].Names), reference.TagNameOnly(named).String())
+		b.sources[i].Names = append(slices.Clone(b.sources[i].Names), name)
 	}
 	return nil
 }
@@ -286,4 +305,26 @@ func ParseTag(s string) (Tag, error) {
 		return Tag{}, fmt.Errorf("%w: --tag %s: give NEW=REF", ErrUsage, s)
 	}
 	return Tag{name, ref}, nil
+}
+
+// name is the tag's new name as an engine has it. Short names become what podman would call the image; no registry is
+// asked.
+func (t Tag) name() (string, error) {
+	named, err := reference.ParseNormalizedNamed(t.Name)
+	if _, digested := named.(reference.Digested); digested {
+		err = errors.New("a digest is not given, it follows from the image")
+	}
+	if err != nil {
+		return "", fmt.Errorf("%w: --tag %s=%s: %w", ErrUsage, t.Name, t.Reference, err)
+	}
+	return reference.TagNameOnly(named).String(), nil
+}
+
+// index is that of the tag's image.
+func (t Tag) index(images []string) (int, error) {
+	i := slices.Index(images, t.Reference)
+	if i < 0 {
+		return 0, fmt.Errorf("%w: --tag %s=%s: no --image is called %s", ErrUsage, t.Name, t.Reference, t.Reference)
+	}
+	return i, nil
 }

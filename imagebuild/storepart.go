@@ -43,14 +43,14 @@ type storePartition struct {
 func (b *bake) planStorePartition() error {
 	d, root := b.base.Disk, b.base.Root
 	p := &storePartition{kind: filesystem.Kind(b.StorePartition), where: root.Systems[0].Running(b.storeRoot)}
+	if err := checkPartitionKind(b.StorePartition); err != nil {
+		return err
+	}
 	switch b.StorePartition {
 	case "":
 		return nil
 	case "auto":
 		p.kind = root.Info.Kind
-	case string(filesystem.Ext4), string(filesystem.XFS):
-	default:
-		return fmt.Errorf("%w: --store-partition %s: give ext4 or xfs", ErrUsage, b.StorePartition)
 	}
 	if v := root.VolumeOf(b.storeRoot); v.At == b.storeRoot {
 		b.Log.Infof("the store has a partition of its own already: %s", v.Partition)
@@ -218,4 +218,13 @@ func mkdirAll(tree labelled, name string) error {
 		return err
 	}
 	return tree.Add(&tar.Header{Name: name, Typeflag: tar.TypeDir, Mode: 0o755}, nil)
+}
+
+// checkPartitionKind checks a StorePartition.
+func checkPartitionKind(kind string) error {
+	switch kind {
+	case "", "auto", string(filesystem.Ext4), string(filesystem.XFS):
+		return nil
+	}
+	return fmt.Errorf("%w: --store-partition %s: give ext4 or xfs", ErrUsage, kind)
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"os"
 	"strings"
 
@@ -46,12 +45,6 @@ func (s *sourceFlags) options() (imagebuild.SourceOptions, error) {
 	o.System = &types.SystemContext{AuthFilePath: s.authFile, SignaturePolicyPath: s.policy}
 	if s.authFile == "" {
 		o.System.AuthFilePath = os.Getenv("REGISTRY_AUTH_FILE")
-	}
-	if name := o.System.AuthFilePath; name != "" {
-		// To the library a file that is not there is one without credentials.
-		if _, err := os.Stat(name); err != nil {
-			return o, fmt.Errorf("the registries' credentials: %w", err)
-		}
 	}
 	if !s.tlsVerify {
 		o.System.DockerInsecureSkipTLSVerify = types.OptionalBoolTrue
