@@ -19,17 +19,68 @@ import (
 // errReport says that only the report is missing.
 var errReport = errors.New("the bake succeeded, but its report could not be written")
 
+// buildFlags are the flags that say what is baked and how. A bake file's keys stand for them.
+type buildFlags struct {
+	base         imagebuild.Spec
+	lists        []string
+	report, size string
+	output       outputFlags
+	sources      sourceFlags
+	charts       listFlags
+	custom       customFlags
+}
+
+func (b *buildFlags) add(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&b.base.Base, "base", "", "the boot `DISK` to start from, qcow2 or raw, or a container image that holds it; only read")
+	f.StringArrayVar(&b.base.Images, "image", nil, "the `REF` of an image to bake; may be given more than once")
+	f.StringArrayVar(&b.lists, "images-from", nil, "a `FILE` of references, one a line, or a manifest, a folder of manifests, a Helm chart; - is standard input")
+	f.StringVar(&b.base.Output, "output", "", "the disk to make: a `FILE`, or a container image that will hold it (oci:DIR, oci-archive:FILE, docker-archive:FILE, docker://NAME)")
+	f.StringVar(&b.base.DiskPath, "disk-path", "", "the disk's `PATH` in an --output that is a container image (default disk/boot.qcow2)")
+	f.StringVar(&b.base.BasePath, "base-path", "", "the disk's `PATH` in a --base that is a container image (default disk/boot.qcow2, or the only file in disk/)")
+	f.StringVar(&b.base.Store, "store", imagebuild.DefaultStore, "the store's `PATH` on the node")
+	f.StringVar(&b.base.Platform, "platform", "", "`OS/ARCH[/VARIANT]` of the images (default: the base disk's own)")
+	f.StringVar(&b.size, "size", "auto", "how large the disk is to be: `SIZE` (20G, 512M), +SIZE to add to the base's, or auto: no larger than needed")
+	f.StringVar(&b.base.StorePartition, "store-partition", "", "put the store on a new partition at the end of the disk, with ext4 or xfs; alone: the root's `FILESYSTEM`")
+	f.Lookup("store-partition").NoOptDefVal = "auto"
+	addDiskFlags(cmd, &b.base.DiskOptions)
+	b.output.add(cmd)
+	b.sources.add(cmd)
+	b.charts.add(cmd)
+	b.custom.add(cmd)
+	f.BoolVar(&b.base.DryRun, "dry-run", false, "print the plan and the space that it needs; write nothing")
+	f.StringVar(&b.report, "report", "", "write a JSON report to `FILE`; - is standard output")
+}
+
+// spec is what the flags say, but for the images of lists.
+func (b *buildFlags) spec() (imagebuild.Spec, error) {
+	spec := b.base
+	var err error
+	if spec.OutputOptions, err = b.output.options(); err != nil {
+		return spec, err
+	}
+	if spec.SourceOptions, err = b.sources.options(); err != nil {
+		return spec, err
+	}
+	if spec.Customize, err = b.custom.spec(); err != nil {
+		return spec, err
+	}
+	if spec.Size, err = imagebuild.ParseSize(b.size); err != nil {
+		return spec, err
+	}
+	if b.report != "-" {
+		spec.Report = b.report
+	}
+	return spec, nil
+}
+
 func buildCommand() *cobra.Command {
-	var spec imagebuild.Spec
-	var lists []string
-	var report, size string
-	var flags outputFlags
-	var sources sourceFlags
-	var listed listFlags
-	var custom customFlags
+	var flags buildFlags
+	var file string
+	var disks []string
 	cmd := &cobra.Command{
 		Use:   "build --base BASE --image REF --output OUT",
-		Short: "Bake images into a new disk",
+		Short: "Bake images into a new disk, or into several",
 		Long: `Bake container images into a copy of a boot disk.
 
 REF is a name as podman and CRI-O take it (registry.k8s.io/pause:3.10, docker.io/library/debian@sha256:…), or
@@ -42,34 +93,30 @@ to the next whole GiB that leaves a tenth free, or as --size says. Where another
 
 The base is never written. OUT appears when it is whole; if the bake fails or is stopped, there is no OUT.
 Times that no image gives are SOURCE_DATE_EPOCH, or the newest image's creation time: the same inputs give the
-same bytes.`,
+same bytes.
+
+With --file a bake file says all of this for one disk or for several, which are made one after the other and fetch
+what they share once. What a key of it means is what its flag means (nodebake schema lists them). A flag that is given
+as well holds for every disk, in place of what the file says.`,
 		Example: `  nodebake build --base debian.qcow2 --image registry.k8s.io/pause:3.10 --output node.qcow2
   nodebake build --base ock.qcow2 --images-from images.txt --output node.raw
   nodebake build --base debian.qcow2 --image oci-archive:app.tar --output node.qcow2 --dry-run
-  nodebake build --base fcos.qcow2 --images-from images.txt --output node.qcow2 --size 40G`,
+  nodebake build --base fcos.qcow2 --images-from images.txt --output node.qcow2 --size 40G
+  nodebake build -f bake.yaml --disk worker`,
 		Args: exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if spec.Base == "" {
-				return usage("--base is missing: the boot disk to start from")
+			if file != "" {
+				return buildFile(cmd, &flags, file, disks)
 			}
-			if spec.Output == "" && !spec.DryRun {
-				return usage("--output is missing: the disk to make")
+			if len(disks) > 0 {
+				return usage("--disk chooses from a bake file, and there is no --file")
 			}
-			var err error
-			if spec.OutputOptions, err = flags.options(); err != nil {
+			spec, err := flags.spec()
+			if err != nil {
 				return err
 			}
-			if spec.SourceOptions, err = sources.options(); err != nil {
-				return err
-			}
-			if spec.Customize, err = custom.spec(); err != nil {
-				return err
-			}
-			if spec.Size, err = imagebuild.ParseSize(size); err != nil {
-				return err
-			}
-			if len(lists) > 0 {
-				entries, err := listed.read(cmd, lists)
+			if len(flags.lists) > 0 {
+				entries, err := flags.charts.read(cmd, flags.lists)
 				if err != nil {
 					return err
 				}
@@ -77,51 +124,48 @@ same bytes.`,
 					spec.Images = append(spec.Images, e.Ref)
 				}
 			}
-			if report != "-" {
-				spec.Report = report
+			jobs := []imagebuild.Job{{Spec: spec}}
+			for _, f := range imagebuild.Check(jobs, "") {
+				return f.Err
 			}
-			if spec.Epoch, err = epoch(os.Getenv("SOURCE_DATE_EPOCH")); err != nil {
-				return err
-			}
-			spec.Log = logrus.StandardLogger()
-			if logrus.IsLevelEnabled(logrus.InfoLevel) {
-				spec.Progress = cmd.ErrOrStderr()
-			}
-			rep, err := imagebuild.Bake(cmd.Context(), spec)
-			if err != nil {
-				return err
-			}
-			if report != "" {
-				if err := writeReport(cmd.OutOrStdout(), report, rep); err != nil {
-					return fmt.Errorf("%w: %w", errReport, err)
-				}
-			}
-			if report != "-" && logrus.IsLevelEnabled(logrus.InfoLevel) {
-				summarize(cmd.OutOrStdout(), rep)
-			}
-			return nil
+			return bakeAll(cmd, jobs, []string{flags.report})
 		},
 	}
-	f := cmd.Flags()
-	f.StringVar(&spec.Base, "base", "", "the boot `DISK` to start from, qcow2 or raw, or a container image that holds it; only read")
-	f.StringArrayVar(&spec.Images, "image", nil, "the `REF` of an image to bake; may be given more than once")
-	f.StringArrayVar(&lists, "images-from", nil, "a `FILE` of references, one a line, or a manifest, a folder of manifests, a Helm chart; - is standard input")
-	f.StringVar(&spec.Output, "output", "", "the disk to make: a `FILE`, or a container image that will hold it (oci:DIR, oci-archive:FILE, docker-archive:FILE, docker://NAME)")
-	f.StringVar(&spec.DiskPath, "disk-path", "", "the disk's `PATH` in an --output that is a container image (default disk/boot.qcow2)")
-	f.StringVar(&spec.BasePath, "base-path", "", "the disk's `PATH` in a --base that is a container image (default disk/boot.qcow2, or the only file in disk/)")
-	f.StringVar(&spec.Store, "store", imagebuild.DefaultStore, "the store's `PATH` on the node")
-	f.StringVar(&spec.Platform, "platform", "", "`OS/ARCH[/VARIANT]` of the images (default: the base disk's own)")
-	f.StringVar(&size, "size", "auto", "how large the disk is to be: `SIZE` (20G, 512M), +SIZE to add to the base's, or auto: no larger than needed")
-	f.StringVar(&spec.StorePartition, "store-partition", "", "put the store on a new partition at the end of the disk, with ext4 or xfs; alone: the root's `FILESYSTEM`")
-	f.Lookup("store-partition").NoOptDefVal = "auto"
-	addDiskFlags(cmd, &spec.DiskOptions)
 	flags.add(cmd)
-	sources.add(cmd)
-	listed.add(cmd)
-	custom.add(cmd)
-	f.BoolVar(&spec.DryRun, "dry-run", false, "print the plan and the space that it needs; write nothing")
-	f.StringVar(&report, "report", "", "write a JSON report to `FILE`; - is standard output")
+	cmd.Flags().StringVarP(&file, "file", "f", "", "bake what a bake `FILE` says; - is standard input")
+	cmd.Flags().StringArrayVar(&disks, "disk", nil, "bake only the disk of this `NAME` in the bake file; may be given more than once")
 	return cmd
+}
+
+// bakeAll bakes jobs, and writes a report for each that has a file for it.
+func bakeAll(cmd *cobra.Command, jobs []imagebuild.Job, reports []string) error {
+	return bakeEach(cmd, jobs, func(n int, rep *imagebuild.Report) error {
+		if reports[n] != "" {
+			if err := writeReport(cmd.OutOrStdout(), reports[n], rep); err != nil {
+				return fmt.Errorf("%w: %w", errReport, err)
+			}
+		}
+		if reports[n] != "-" {
+			summarize(cmd.OutOrStdout(), rep)
+		}
+		return nil
+	})
+}
+
+// bakeEach bakes jobs and calls done for each that is in place.
+func bakeEach(cmd *cobra.Command, jobs []imagebuild.Job, done func(n int, rep *imagebuild.Report) error) error {
+	when, err := epoch(os.Getenv("SOURCE_DATE_EPOCH"))
+	if err != nil {
+		return err
+	}
+	for n := range jobs {
+		spec := &jobs[n].Spec
+		spec.Epoch, spec.Log = when, logrus.StandardLogger()
+		if logrus.IsLevelEnabled(logrus.InfoLevel) {
+			spec.Progress = cmd.ErrOrStderr()
+		}
+	}
+	return imagebuild.BakeAll(cmd.Context(), jobs, done)
 }
 
 // epoch reads SOURCE_DATE_EPOCH, seconds since 1970 (https://reproducible-builds.org/specs/source-date-epoch/).
@@ -137,7 +181,7 @@ func epoch(value string) (*time.Time, error) {
 	return &t, nil
 }
 
-func writeReport(stdout io.Writer, name string, rep *imagebuild.Report) error {
+func writeReport(stdout io.Writer, name string, rep any) error {
 	if name == "-" {
 		return printJSON(stdout, rep)
 	}
@@ -150,6 +194,9 @@ func writeReport(stdout io.Writer, name string, rep *imagebuild.Report) error {
 
 // summarize says what there is now, and on a dry run what there would be.
 func summarize(w io.Writer, rep *imagebuild.Report) {
+	if !logrus.IsLevelEnabled(logrus.InfoLevel) {
+		return
+	}
 	for _, i := range rep.Images {
 		state := "baked"
 		switch {

@@ -57,7 +57,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	}
 	if ctx.Err() != nil && !errors.Is(err, errReport) {
 		said := "interrupted"
-		if cmd.Name() == "build" {
+		var stopped *imagebuild.StoppedError
+		if errors.As(err, &stopped) {
+			said += "; " + stopped.State()
+		} else if cmd.Name() == "build" {
 			said += "; nothing was put in place"
 		}
 		fmt.Fprintln(stderr, "nodebake: "+said)
@@ -122,7 +125,7 @@ no loop device and no other program.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usage("%v; see %s --help", err, cmd.CommandPath())
 	})
-	root.AddCommand(buildCommand(), convertCommand(), inspectCommand(), imagesCommand(), imagesInCommand(), verifyCommand(), lsCommand(), catCommand(), butaneCommand(), versionCommand())
+	root.AddCommand(buildCommand(), convertCommand(), inspectCommand(), imagesCommand(), imagesInCommand(), verifyCommand(), lsCommand(), catCommand(), butaneCommand(), validateCommand(), schemaCommand(), versionCommand())
 	return root
 }
 

@@ -124,7 +124,8 @@ func Shown(name string) string {
 	return name
 }
 
-// Read reads and parses a file, or stdin where the name is "-". An error is an *Error where the file was read.
+// Read reads and parses a file, or stdin where the name is "-". An error is an *Error where the file was read; then there
+// is what could be made of it, too.
 func Read(name string, stdin io.Reader) (*File, error) {
 	in := stdin
 	if name != "-" {
@@ -142,7 +143,8 @@ func Read(name string, stdin io.Reader) (*File, error) {
 	return Parse(name, data)
 }
 
-// Parse parses a file; the name says where it is, for relative paths and for messages. An error is an *Error.
+// Parse parses a file; the name says where it is, for relative paths and for messages. An error is an *Error; there is
+// what could be made of the file in any case.
 func Parse(name string, data []byte) (*File, error) {
 	r := &reader{file: &File{Name: name}}
 	if dir := filepath.Dir(name); name != "-" && dir != "." {
@@ -150,7 +152,7 @@ func Parse(name string, data []byte) (*File, error) {
 	}
 	r.read(data)
 	if e := NewError(r.found); e != nil {
-		return nil, e
+		return r.file, e
 	}
 	return r.file, nil
 }

@@ -322,7 +322,7 @@ func (r *reader) item(k *key, n *yaml.Node, path string) (string, bool) {
 			}
 		}
 	}
-	// What is unknown or there twice was said, and is no reason to say more.
+	// What is unknown or there twice was said.
 	if len(seen) != len(n.Content)/2 || !ok {
 		return "", false
 	}
