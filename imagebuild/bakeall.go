@@ -141,7 +141,7 @@ func check(spec Spec) (*bake, []error) {
 // outputKey is equal for outputs that are the same place.
 func (b *bake) outputKey() string {
 	if b.Output == "" || b.out == nil {
-		return b.Output
+		return canonical(b.Output)
 	}
 	name := b.out.file()
 	if c, ok := b.out.sink.(containerSink); name == "" || ok && strings.HasPrefix(b.Output, "oci:") {

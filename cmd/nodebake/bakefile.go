@@ -85,6 +85,8 @@ type planner struct {
 	cmd   *cobra.Command
 	file  *bakefile.File
 	found []bakefile.Finding
+	// good says of the settings that were looked at by themselves what came of it: several disks have the same from the top.
+	good map[bakefile.Setting]bool
 	// stdin is what was read of standard input for lists of images, which several disks may want.
 	stdin []byte
 }
@@ -171,16 +173,20 @@ func (p *planner) given(flag string) bool { return p.cmd.Flags().Changed(flag) }
 
 // blame finds the settings that an error is of; where there is none it is the disk's.
 func (p *planner) blame(d bakefile.Disk, err error) {
-	before := len(p.found)
-	if p.each(d); len(p.found) == before {
-		p.found = append(p.found, p.file.Locate(d, plainly(err)))
+	p.each(d)
+	if slices.ContainsFunc(d.Settings, func(s bakefile.Setting) bool { return !p.given(s.Flag) && !p.good[s] }) {
+		return
 	}
+	p.found = append(p.found, p.file.Locate(d, plainly(err)))
 }
 
 // each finds the settings that the flags' own code does not take, each by itself.
 func (p *planner) each(d bakefile.Disk) {
+	if p.good == nil {
+		p.good = map[bakefile.Setting]bool{}
+	}
 	for _, s := range d.Settings {
-		if p.given(s.Flag) {
+		if _, known := p.good[s]; known || p.given(s.Flag) {
 			continue
 		}
 		b, set := newBuildFlags()
@@ -188,7 +194,7 @@ func (p *planner) each(d bakefile.Disk) {
 		if err == nil {
 			_, err = b.spec()
 		}
-		if err != nil {
+		if p.good[s] = err == nil; err != nil {
 			p.found = append(p.found, p.file.At(s, plainly(err)))
 		}
 	}

@@ -26,6 +26,8 @@ type File struct {
 // Disk is what one disk is made with: its own settings, and those from the top that they leave.
 type Disk struct {
 	Name string
+	// Key is its place in words, as in "disks[1]"; empty for a file that is one disk.
+	Key string
 	// Line and Column are where it begins, counted from 1.
 	Line, Column int
 	Settings     []Setting
@@ -92,8 +94,8 @@ func NewError(found []Finding) *Error {
 	if len(found) == 0 {
 		return nil
 	}
-	slices.SortStableFunc(found, func(a, b Finding) int {
-		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
+	slices.SortFunc(found, func(a, b Finding) int {
+		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column), cmp.Compare(a.Key, b.Key), cmp.Compare(a.Message, b.Message))
 	})
 	found = slices.Compact(found)
 	e := &Error{Findings: found}
@@ -187,9 +189,8 @@ func (f *File) Find(names []string) ([]Disk, error) {
 // disk begins. Flags that it names become keys.
 func (f *File) Locate(d Disk, err error) Finding {
 	message, flags := Translate(err.Error())
-	at := Finding{File: f.Name, Line: d.Line, Column: d.Column, Message: message}
-	best := 0
-	for _, s := range d.Settings {
+	best, at := 0, -1
+	for n, s := range d.Settings {
 		i := slices.Index(flags, s.Flag)
 		if i < 0 {
 			continue
@@ -200,15 +201,26 @@ func (f *File) Locate(d Disk, err error) Finding {
 			score++
 		}
 		if score > best {
-			best, at.Line, at.Column, at.Key = score, s.Line, s.Column, s.Key
+			best, at = score, n
 		}
 	}
-	return at
+	if at >= 0 {
+		return f.At(d.Settings[at], err)
+	}
+	return Finding{f.Name, d.Line, d.Column, d.Key, message}
 }
 
 // At is a finding about one setting.
 func (f *File) At(s Setting, err error) Finding {
 	message, _ := Translate(err.Error())
+	// The finding has the key already.
+	if rest, ok := strings.CutPrefix(message, Keys()[s.Flag]); ok {
+		if cut, ok := strings.CutPrefix(rest, ": "); ok {
+			message = cut
+		} else if strings.HasPrefix(rest, " "+s.Value+": ") {
+			message = rest[1:]
+		}
+	}
 	return Finding{f.Name, s.Line, s.Column, s.Key, message}
 }
 

@@ -126,7 +126,7 @@ func (r *reader) disks(n *yaml.Node, defaults []setting) {
 	first, all := map[string]int{}, 0
 	for i, one := range n.Content {
 		path := fmt.Sprintf("%s[%d]", disks.name, i)
-		d := Disk{Line: one.Line, Column: one.Column}
+		d := Disk{Key: path, Line: one.Line, Column: one.Column}
 		var own []setting
 		seen := r.mapping(one, path, diskKeys, func(k *key, v *yaml.Node) {
 			at := path + "." + k.name
