@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -53,25 +54,22 @@ func Check(jobs []Job, report string) []Fault {
 			found = append(found, Fault{n, err})
 		}
 		bases[n] = canonical(fileOf(j.Spec.Base))
-		files := [][2]string{{"output", b.outputKey()}, {"report", canonical(j.Spec.Report)}}
+		files := []struct{ flag, name, is string }{{"output", j.Spec.Output, b.outputKey()}, {"report", j.Spec.Report, canonical(j.Spec.Report)}}
 		if !j.Spec.Locked {
-			files = append(files, [2]string{"lock", canonical(j.Spec.Lock)})
+			files = append(files, struct{ flag, name, is string }{"lock", j.Spec.Lock, canonical(j.Spec.Lock)})
 		}
 		for _, f := range files {
-			flag, name := f[0], f[1]
-			if name == "" {
-				continue
-			}
-			other, taken := written[name]
+			other, taken := written[f.is]
 			switch {
+			case f.is == "":
 			case !taken:
-				written[name] = writer{n, flag}
+				written[f.is] = writer{n, f.flag}
 			case other.job < 0:
-				fault(n, "--%s %s is the report of all disks as well", flag, name)
+				fault(n, "--%s %s is the report of all disks as well", f.flag, f.name)
 			case other.job == n:
-				fault(n, "--%s %s is the --%s as well", flag, name, other.flag)
+				fault(n, "--%s %s is the --%s as well", f.flag, f.name, other.flag)
 			default:
-				fault(n, "--%s %s is the %s of disk %s as well; give each disk its own", flag, name, other.flag, jobs[other.job].Name)
+				fault(n, "--%s %s is the %s of disk %s as well; give each disk its own", f.flag, f.name, other.flag, jobs[other.job].Name)
 			}
 		}
 	}
@@ -82,7 +80,7 @@ func Check(jobs []Job, report string) []Fault {
 			if w.job >= 0 {
 				by = fmt.Sprintf("the %s of disk %s", w.flag, jobs[w.job].Name)
 			}
-			fault(n, "--base %s would be overwritten by %s", bases[n], by)
+			fault(n, "--base %s would be overwritten by %s", jobs[n].Spec.Base, by)
 		}
 	}
 	return found
@@ -144,7 +142,7 @@ func (b *bake) outputKey() string {
 		return canonical(b.Output)
 	}
 	name := b.out.file()
-	if c, ok := b.out.sink.(containerSink); name == "" || ok && strings.HasPrefix(b.Output, "oci:") {
+	if c, ok := b.out.sink.(imageSink); name == "" || ok && strings.HasPrefix(b.Output, "oci:") {
 		if !ok {
 			return b.Output
 		}
@@ -261,15 +259,20 @@ func BakeAll(ctx context.Context, jobs []Job, done func(n int, r *Report) error)
 // rehearse prepares each job and gives all that is wrong.
 func rehearse(ctx context.Context, jobs []Job) error {
 	var errs []error
-	outputs := map[string]bool{}
+	// The files that the run makes, and of which disk each is.
+	outputs := map[string]string{}
 	for _, j := range jobs {
 		base := canonical(fileOf(j.Spec.Base))
+		from, made := outputs[base]
 		silent := logrus.New()
 		silent.SetOutput(io.Discard)
 		j.Spec.Log, j.Spec.Progress = silent, nil
 		b, err := newBake(j.Spec)
-		if err == nil && !isImage(j.Spec.Base) && !outputs[base] {
+		if err == nil && !isImage(j.Spec.Base) && (!made || j.Spec.DryRun) {
 			err = b.rehearse(ctx)
+		}
+		if made && errors.Is(err, fs.ErrNotExist) {
+			err = fmt.Errorf("%w; it is of disk %s, which a dry run does not make", err, from)
 		}
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -277,20 +280,11 @@ func rehearse(ctx context.Context, jobs []Job) error {
 		if err != nil {
 			errs = append(errs, fmt.Errorf("disk %s: %w", j.Name, err))
 		}
-		if key := b.outputKey(); key != "" && !j.Spec.DryRun {
-			outputs[key] = true
-			outputs[canonical(b.outputFile())] = true
+		if b.out != nil && b.out.file() != "" {
+			outputs[canonical(b.out.file())] = j.Name
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// outputFile is the file or folder that is written to.
-func (b *bake) outputFile() string {
-	if b.out == nil {
-		return ""
-	}
-	return b.out.file()
 }
 
 func (b *bake) rehearse(ctx context.Context) error {
@@ -308,7 +302,7 @@ func (b *bake) rehearse(ctx context.Context) error {
 // first one's output, or in TMPDIR.
 func sharedCache(jobs []Job) (string, error) {
 	remote := func(s Spec) bool {
-		return len(s.Images) == 0 || slices.ContainsFunc(s.Images, func(i string) bool { return !bakefile.IsLocal(i) })
+		return len(s.Images) == 0 || slices.ContainsFunc(s.Images, func(i string) bool { return !bakefile.IsLocal(i) && !strings.HasPrefix(i, "containers-storage:") })
 	}
 	var without []Spec
 	for _, j := range jobs {

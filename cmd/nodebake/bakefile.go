@@ -97,6 +97,7 @@ func (p *planner) plan(disks []bakefile.Disk, report string) ([]imagebuild.Job, 
 	var of []bakefile.Disk
 	var reports []string
 	for _, d := range disks {
+		d.Settings = slices.DeleteFunc(slices.Clone(d.Settings), func(s bakefile.Setting) bool { return p.given(s.Flag) })
 		before := len(p.found)
 		b := p.flags(d)
 		if len(p.found) > before {
@@ -109,7 +110,7 @@ func (p *planner) plan(disks []bakefile.Disk, report string) ([]imagebuild.Job, 
 		}
 		spec.Folder = p.file.Folder
 		if err := p.images(b, &spec); err != nil {
-			p.found = append(p.found, p.file.Locate(d, plainly(err)))
+			p.found = append(p.found, p.file.Locate(d, plainly(err), p.given))
 			continue
 		}
 		if report != "" {
@@ -121,7 +122,7 @@ func (p *planner) plan(disks []bakefile.Disk, report string) ([]imagebuild.Job, 
 		report = ""
 	}
 	for _, f := range imagebuild.Check(jobs, report) {
-		p.found = append(p.found, p.file.Locate(of[f.Job], plainly(f.Err)))
+		p.found = append(p.found, p.file.Locate(of[f.Job], plainly(f.Err), p.given))
 	}
 	if e := bakefile.NewError(p.found); e != nil {
 		return nil, nil, faulty(p.file.Name, e)
@@ -138,11 +139,8 @@ func (p *planner) plan(disks []bakefile.Disk, report string) ([]imagebuild.Job, 
 func (p *planner) flags(d bakefile.Disk) *buildFlags {
 	b, set := newBuildFlags()
 	for _, s := range d.Settings {
-		if p.given(s.Flag) {
-			continue
-		}
 		if err := set.Set(s.Flag, s.Value); err != nil {
-			p.found = append(p.found, p.file.At(s, plainly(err)))
+			p.found = append(p.found, p.file.At(s, plainly(err), p.given))
 		}
 	}
 	set.VisitAll(func(f *pflag.Flag) {
@@ -174,10 +172,10 @@ func (p *planner) given(flag string) bool { return p.cmd.Flags().Changed(flag) }
 // blame finds the settings that an error is of; where there is none it is the disk's.
 func (p *planner) blame(d bakefile.Disk, err error) {
 	p.each(d)
-	if slices.ContainsFunc(d.Settings, func(s bakefile.Setting) bool { return !p.given(s.Flag) && !p.good[s] }) {
+	if slices.ContainsFunc(d.Settings, func(s bakefile.Setting) bool { return !p.good[s] }) {
 		return
 	}
-	p.found = append(p.found, p.file.Locate(d, plainly(err)))
+	p.found = append(p.found, p.file.Locate(d, plainly(err), p.given))
 }
 
 // each finds the settings that the flags' own code does not take, each by itself.
@@ -186,7 +184,7 @@ func (p *planner) each(d bakefile.Disk) {
 		p.good = map[bakefile.Setting]bool{}
 	}
 	for _, s := range d.Settings {
-		if _, known := p.good[s]; known || p.given(s.Flag) {
+		if _, known := p.good[s]; known {
 			continue
 		}
 		b, set := newBuildFlags()
@@ -195,7 +193,7 @@ func (p *planner) each(d bakefile.Disk) {
 			_, err = b.spec()
 		}
 		if p.good[s] = err == nil; err != nil {
-			p.found = append(p.found, p.file.At(s, plainly(err)))
+			p.found = append(p.found, p.file.At(s, plainly(err), p.given))
 		}
 	}
 }

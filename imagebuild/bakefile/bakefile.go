@@ -186,9 +186,9 @@ func (f *File) Find(names []string) ([]Disk, error) {
 }
 
 // Locate makes a finding of an error about a disk: at the setting that it speaks of where there is one, else where the
-// disk begins. Flags that it names become keys.
-func (f *File) Locate(d Disk, err error) Finding {
-	message, flags := Translate(err.Error())
+// disk begins. Flags that it names become keys, but for those that were given on the command line.
+func (f *File) Locate(d Disk, err error, given func(flag string) bool) Finding {
+	message, flags := Translate(err.Error(), given)
 	best, at := 0, -1
 	for n, s := range d.Settings {
 		i := slices.Index(flags, s.Flag)
@@ -205,14 +205,14 @@ func (f *File) Locate(d Disk, err error) Finding {
 		}
 	}
 	if at >= 0 {
-		return f.At(d.Settings[at], err)
+		return f.At(d.Settings[at], err, given)
 	}
 	return Finding{f.Name, d.Line, d.Column, d.Key, message}
 }
 
-// At is a finding about one setting.
-func (f *File) At(s Setting, err error) Finding {
-	message, _ := Translate(err.Error())
+// At is Locate for an error about one setting.
+func (f *File) At(s Setting, err error, given func(flag string) bool) Finding {
+	message, _ := Translate(err.Error(), given)
 	// The finding has the key already.
 	if rest, ok := strings.CutPrefix(message, Keys()[s.Flag]); ok {
 		if cut, ok := strings.CutPrefix(rest, ": "); ok {

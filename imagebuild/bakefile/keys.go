@@ -201,12 +201,13 @@ func Keys() map[string]string {
 
 var flagIn = regexp.MustCompile(`--[a-z][a-z-]*[a-z]`)
 
-// Translate puts keys in the place of flags in a sentence, and gives the flags that it had.
-func Translate(sentence string) (translated string, flags []string) {
+// Translate puts keys in the place of flags in a sentence, but for those that were given as flags, and gives the flags
+// that it replaced.
+func Translate(sentence string, given func(flag string) bool) (translated string, flags []string) {
 	keys := Keys()
 	return flagIn.ReplaceAllStringFunc(sentence, func(f string) string {
 		k, ok := keys[f[2:]]
-		if !ok {
+		if !ok || given != nil && given(f[2:]) {
 			return f
 		}
 		flags = append(flags, f[2:])

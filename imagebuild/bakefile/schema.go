@@ -83,7 +83,7 @@ func schemaOf(k *key, help func(string) string) map[string]any {
 	if d := k.help; d != "" {
 		s["description"] = d
 	} else if k.flag != "" && help != nil {
-		s["description"], _ = Translate(help(k.flag))
+		s["description"], _ = Translate(help(k.flag), nil)
 	}
 	return s
 }
