@@ -132,6 +132,18 @@ func settleHome(warn func(format string, args ...any)) {
 	os.Setenv("HOME", "/nonexistent")
 }
 
+// settleRuntimeDir is settleHome for the folder that a login makes, in which the library looks for credentials. What it
+// takes in its stead where there was no login is closed to all others once root has run podman; so it is told to look
+// where nothing is, and goes on to the home folder.
+func settleRuntimeDir() {
+	if os.Getenv("XDG_RUNTIME_DIR") != "" {
+		return
+	}
+	if _, err := os.Stat(fmt.Sprintf("/run/containers/%d/auth.json", os.Getuid())); errors.Is(err, fs.ErrPermission) {
+		os.Setenv("XDG_RUNTIME_DIR", "/") // one that does not exist would be warned of
+	}
+}
+
 // bigTempDir is where the library unpacks archives and keeps what it fetches: TMPDIR or /var/tmp, unless the latter
 // is not there, as in a container of one binary, read-only, or in memory, as podman's --read-only makes it.
 func (b *bake) bigTempDir() string {
@@ -172,6 +184,7 @@ func (b *bake) systemFor(ref types.ImageReference) *types.SystemContext {
 	if name == nil || ref.Transport().Name() != docker.Transport.Name() {
 		return b.System
 	}
+	settleRuntimeDir()
 	host := reference.Domain(name)
 	sys := *b.System
 	if slices.Contains(b.Insecure, host) {
@@ -324,7 +337,7 @@ func (t Tag) name() (string, error) {
 func (t Tag) index(images []string) (int, error) {
 	i := slices.Index(images, t.Reference)
 	if i < 0 {
-		return 0, fmt.Errorf("%w: --tag %s=%s: no --image is called %s", ErrUsage, t.Name, t.Reference, t.Reference)
+		return 0, fmt.Errorf("%w: --tag %s=%s: no image is called %s", ErrUsage, t.Name, t.Reference, t.Reference)
 	}
 	return i, nil
 }
