@@ -189,18 +189,18 @@ func (f *File) Find(names []string) ([]Disk, error) {
 // disk begins. Flags that it names become keys, but for those that were given on the command line.
 func (f *File) Locate(d Disk, err error, given func(flag string) bool) Finding {
 	message, flags := Translate(err.Error(), given)
-	best, at := 0, -1
+	best, at := [2]int{}, -1
 	for n, s := range d.Settings {
 		i := slices.Index(flags, s.Flag)
 		if i < 0 {
 			continue
 		}
 		// The flag that is named first, and of a list the value that is named.
-		score := 2 * (len(flags) - i)
+		score := [2]int{len(flags) - i}
 		if strings.Contains(message, s.Value) {
-			score++
+			score[1] = 1 + len(s.Value)
 		}
-		if score > best {
+		if slices.Compare(score[:], best[:]) > 0 {
 			best, at = score, n
 		}
 	}

@@ -52,7 +52,11 @@ func (r *reader) read(data []byte) {
 	}
 }
 
-var lineIn = regexp.MustCompile(`^yaml: (?:line ([0-9]+): )?`)
+var (
+	lineIn = regexp.MustCompile(`^yaml: (?:line ([0-9]+): )?`)
+	// byParser are the messages whose lines the library counts from 0; those of its scanner count from 1.
+	byParser = regexp.MustCompile(`^did not find expected (key|node content|'-' indicator|',' or|<document)`)
+)
 
 // syntax says what the YAML library found. It knows the line alone; a tab it calls many names.
 func (r *reader) syntax(data []byte, err error) {
@@ -61,6 +65,9 @@ func (r *reader) syntax(data []byte, err error) {
 		message = message[len(m[0]):]
 		if n, err := strconv.Atoi(m[1]); err == nil {
 			line = n
+		}
+		if m[1] != "" && byParser.MatchString(message) {
+			line++
 		}
 	}
 	column := 1
