@@ -211,6 +211,11 @@ func (p *planner) images(b *buildFlags, spec *imagebuild.Spec) error {
 		for i, ref := range spec.Images {
 			spec.Images[i] = bakefile.Under(here, ref)
 		}
+		for i := range spec.Tags {
+			if p.given("tag") {
+				spec.Tags[i].Reference = bakefile.Under(here, spec.Tags[i].Reference)
+			}
+		}
 	}
 	if len(b.lists) == 0 {
 		return nil

@@ -167,7 +167,7 @@ func TestFindings(t *testing.T) {
 			`6:57: customize.copy[0].uid: "-1" is out of range`, `6:66: customize.copy[0].gid: "4294967295" is out of range`}},
 		{"items", head + "customize:\n  copy:\n  - {src: a, dst: '/b:c', mode: '0888'}\n  - {src: 'a:b', dst: /c}\n  - {src: a, dst: /b, uid: 1}\n  write: [{path: /a=b, text: x}, {path: /a}]\nsources:\n  certDirs: [{dir: a=b}, {registry: a=b, dir: c}, {registry: h}]\ntags: {a=b: c}\n", []string{
 			`5:19: customize.copy[0].dst: "/b:c": a path with a colon cannot be copied to`, `5:33: customize.copy[0].mode: "0888": give octal digits, such as "0644"`,
-			"6:5: customize.copy[1]: a path with a colon cannot be copied, and a:b has one", "7:5: customize.copy[2]: has a uid and no gid", "7:5: customize.copy[2]: has a uid and no mode",
+			`6:11: customize.copy[1].src: "a:b": a path with a colon cannot be copied`, "7:5: customize.copy[2]: has a uid and no gid", "7:5: customize.copy[2]: has a uid and no mode",
 			`8:18: customize.write[0].path: "/a=b": a path with = cannot be written to`, "8:34: customize.write[1]: has no text",
 			"10:14: sources.certDirs[0]: the path of a folder for all registries may have no =, but a=b has one", `10:37: sources.certDirs[1].registry: "a=b": a registry has no =`,
 			"10:51: sources.certDirs[2]: has no dir", `11:8: tags: "a=b": a name has no =`}},

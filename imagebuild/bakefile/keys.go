@@ -59,9 +59,6 @@ type key struct {
 	join func(f map[string]string) (value, say string)
 }
 
-// list says whether a disk's values are added to the top's.
-func (k *key) list() bool { return k.kind == texts || k.kind == items || k.kind == names }
-
 // maxID is the largest number of a user or group; the next one is none to chown(2).
 const maxID = 1<<32 - 2
 
@@ -92,6 +89,8 @@ var settings = []key{
 	{name: "clusterSize", flag: "cluster-size", kind: amount},
 	{name: "overlay", flag: "overlay", kind: boolean},
 	{name: "force", flag: "force", kind: boolean},
+	{name: "checksum", flag: "checksum", kind: boolean},
+	{name: "bmap", flag: "bmap", kind: boolean},
 	{name: "platform", flag: "platform"},
 	{name: "size", flag: "size", kind: amount},
 	{name: "store", flag: "store"},
@@ -118,7 +117,7 @@ var settings = []key{
 	}},
 	{name: "customize", kind: group, help: "what is changed on the disk beside the store", keys: []key{
 		{name: "copy", flag: "copy", kind: items, need: []string{"src", "dst"}, join: joinCopy, keys: []key{
-			{name: "src", at: file, help: "the file or folder of this machine"},
+			{name: "src", at: file, form: noColon, why: "a path with a colon cannot be copied", help: "the file or folder of this machine"},
 			{name: "dst", form: noColon, why: "a path with a colon cannot be copied to", help: "where it goes on the disk"},
 			{name: "mode", form: octal, why: `give octal digits, such as "0644"`, help: "its mode, octal digits in quotes"},
 			{name: "uid", kind: number, most: maxID, with: []string{"gid", "mode"}, help: "the number of its user"},
