@@ -51,6 +51,8 @@ type Spec struct {
 	DiskOptions
 	// Report is where the caller will write the report; empty where nowhere. It may be no file of a disk.
 	Report string
+	// Digests sums up the base for the report, while the bake runs.
+	Digests bool
 	// DryRun counts what would be written and writes nothing.
 	DryRun bool
 	// Epoch is the time of everything that has none of its own; nil is the newest image's creation time.
@@ -92,6 +94,18 @@ type DiskReport struct {
 	Format disk.Format `json:"format"`
 	// Size is the guest's in bytes.
 	Size int64 `json:"size"`
+	// Digest is the sum of the image file's bytes, FileSize how many they are; both are empty where none was asked for.
+	Digest   digest.Digest `json:"digest,omitempty"`
+	FileSize int64         `json:"fileSize,omitempty"`
+	// Backing are the files that the image is backed by, the nearest first.
+	Backing []FileDigest `json:"backing,omitempty"`
+}
+
+// FileDigest is a file and the sum of its bytes.
+type FileDigest struct {
+	Path   string        `json:"path"`
+	Digest digest.Digest `json:"digest"`
+	Size   int64         `json:"size"`
 }
 
 // RootReport is the root filesystem in a report.
@@ -148,7 +162,7 @@ func newBake(spec Spec) (*bake, error) {
 	if b.System == nil {
 		b.System = &types.SystemContext{}
 	}
-	_, isContainer := b.out.sink.(containerSink)
+	_, isContainer := b.out.sink.(imageSink)
 	if isContainer && (b.Output == b.Base || isImage(b.Base) && b.out.file() != "" && strings.HasPrefix(b.Base, b.Output)) {
 		return b, fmt.Errorf("%w: --output %s is the base itself, which is never written", ErrUsage, b.Output)
 	}
@@ -190,6 +204,8 @@ func (b *bake) run(ctx context.Context) error {
 	if err := b.prepare(ctx); err != nil {
 		return err
 	}
+	summed, stop := b.sumBase(ctx)
+	defer stop()
 	defer b.closeImages()
 	if err := b.openImages(ctx); err != nil {
 		return err
@@ -198,7 +214,7 @@ func (b *bake) run(ctx context.Context) error {
 		if err := b.write(ctx, newScratch(b.base.Disk), true); err != nil {
 			return err
 		}
-		return b.writeLock()
+		return errors.Join(summed(), b.writeLock())
 	}
 	b.Log.Infof("copying the base disk to %s (%s)", b.Output, b.out.OutputOptions.Format)
 	target, err := b.out.create(ctx, b.out, b.base.Disk)
@@ -212,7 +228,7 @@ func (b *bake) run(ctx context.Context) error {
 	if err := b.check(ctx, target); err != nil {
 		return err
 	}
-	if err := b.writeLock(); err != nil {
+	if err := errors.Join(summed(), b.writeLock()); err != nil {
 		return err
 	}
 	b.out.created = b.report.Epoch
@@ -306,12 +322,13 @@ func (b *bake) checkFile(what, name string) error {
 	if st, err := os.Stat(name); err == nil && b.base.Disk.Uses(st) {
 		return fmt.Errorf("%w: the %s %s is the base disk itself, which is never written; choose another file", ErrUsage, what, name)
 	}
-	out := b.out.file()
-	if out == "" || filepath.Base(name) != filepath.Base(out) {
-		return nil
-	}
-	if st, err := os.Stat(filepath.Dir(out)); err == nil && os.SameFile(st, dir) {
-		return fmt.Errorf("%w: the %s %s is the output itself; choose another file", ErrUsage, what, name)
+	for _, out := range append(b.out.besides(), b.out.file()) {
+		if out == "" || filepath.Base(name) != filepath.Base(out) {
+			continue
+		}
+		if st, err := os.Stat(filepath.Dir(out)); err == nil && os.SameFile(st, dir) {
+			return fmt.Errorf("%w: the %s %s is the output itself; choose another file", ErrUsage, what, name)
+		}
 	}
 	return nil
 }

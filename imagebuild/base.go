@@ -6,11 +6,15 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 
+	digest "github.com/opencontainers/go-digest"
 	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/nodebake/nodebake/imagebuild/disk"
+	"github.com/nodebake/nodebake/imagebuild/output/bare"
 	"github.com/nodebake/nodebake/imagebuild/output/container"
+	"github.com/nodebake/nodebake/qcow"
 	"github.com/nodebake/nodebake/storeseed"
 )
 
@@ -61,4 +65,50 @@ func (b *bake) openBase(ctx context.Context) error {
 	}
 	b.base, err = findRoot(d, b.Root)
 	return err
+}
+
+// sumBase sums up the base's files while the bake goes on, if that was asked for. wait waits for the end, stop ends
+// it; each may be called more than once.
+func (b *bake) sumBase(ctx context.Context) (wait func() error, stop func()) {
+	if !b.Digests {
+		return func() error { return nil }, func() {}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan error, 1)
+	rep, d := &b.report.Base, b.base.Disk
+	go func() {
+		sum, err := sumFile(ctx, d.File())
+		rep.Digest, rep.FileSize = sum.Digest, sum.Size
+		for _, path := range d.Backing() {
+			if err != nil {
+				break
+			}
+			var f *os.File
+			if f, err = os.Open(path); err == nil {
+				sum, err = sumFile(ctx, f)
+				f.Close()
+				rep.Backing = append(rep.Backing, FileDigest{path, sum.Digest, sum.Size})
+			}
+		}
+		done <- err
+	}()
+	wait = sync.OnceValue(func() error {
+		if err := <-done; err != nil {
+			return fmt.Errorf("summing up the base: %w", err)
+		}
+		return nil
+	})
+	return wait, func() {
+		cancel()
+		wait()
+	}
+}
+
+func sumFile(ctx context.Context, f *os.File) (FileDigest, error) {
+	src, err := qcow.BorrowFile(f)
+	if err != nil {
+		return FileDigest{}, err
+	}
+	res, err := bare.Sum(ctx, qcow.OpenRaw(src), bare.Options{Workers: 1})
+	return FileDigest{Digest: digest.NewDigestFromBytes(digest.SHA256, res.SHA256[:]), Size: res.Size}, err
 }

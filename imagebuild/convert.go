@@ -36,7 +36,7 @@ func Convert(ctx context.Context, spec ConvertSpec) (OutputReport, error) {
 		return none, err
 	}
 	defer d.Close()
-	if _, labelled := v.sink.(containerSink); labelled {
+	if _, labelled := v.sink.(imageSink); labelled {
 		if err := v.choosePlatform(spec); err != nil {
 			return none, err
 		}

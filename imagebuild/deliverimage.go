@@ -14,12 +14,13 @@ import (
 	"github.com/nodebake/nodebake/qcow"
 )
 
-// containerSink is a container image.
-type containerSink struct{ container.Dest }
+// imageSink is a container image.
+type imageSink struct{ container.Dest }
 
-func (s containerSink) file() string { return s.Path() }
+func (imageSink) kind() string   { return "a container image" }
+func (s imageSink) file() string { return s.Path() }
 
-func (s containerSink) options(v *delivery) container.Options {
+func (s imageSink) options(v *delivery) container.Options {
 	o := container.Options{Path: v.DiskPath, Platform: imgspecv1.Platform{OS: v.platform.OS, Architecture: v.platform.Architecture, Variant: v.platform.Variant},
 		Created: v.created, Format: string(v.OutputOptions.Format), Force: v.OutputOptions.Force}
 	if ref := s.Reference(); ref != nil {
@@ -31,7 +32,7 @@ func (s containerSink) options(v *delivery) container.Options {
 	return o
 }
 
-func (s containerSink) check(ctx context.Context, v *delivery, base *disk.Disk) error {
+func (s imageSink) check(ctx context.Context, v *delivery, base *disk.Disk) error {
 	err := container.Check(ctx, s.Dest, s.options(v))
 	if errors.Is(err, container.ErrOptions) {
 		return fmt.Errorf("%w: %w", ErrUsage, err)
@@ -39,11 +40,11 @@ func (s containerSink) check(ctx context.Context, v *delivery, base *disk.Disk) 
 	return err
 }
 
-func (s containerSink) create(ctx context.Context, v *delivery, base *disk.Disk) (*output.Target, error) {
+func (s imageSink) create(ctx context.Context, v *delivery, base *disk.Disk) (*output.Target, error) {
 	return output.CreateUnnamed(ctx, base, v.workDir(), v.OutputOptions)
 }
 
-func (s containerSink) deliver(ctx context.Context, v *delivery, t *output.Target) (OutputReport, error) {
+func (s imageSink) deliver(ctx context.Context, v *delivery, t *output.Target) (OutputReport, error) {
 	rep, o := v.describe(t), s.options(v)
 	o.VirtualSize = t.Size()
 	v.log.Infof("writing %s", s)

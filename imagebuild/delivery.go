@@ -15,22 +15,32 @@ import (
 
 	"github.com/nodebake/nodebake/imagebuild/disk"
 	"github.com/nodebake/nodebake/imagebuild/output"
+	"github.com/nodebake/nodebake/imagebuild/output/bare"
 	"github.com/nodebake/nodebake/imagebuild/output/container"
+	"github.com/nodebake/nodebake/imagebuild/output/libvirt"
 	"github.com/nodebake/nodebake/storeseed"
 )
 
 // Delivery says where a new disk goes.
 type Delivery struct {
-	// Output is the path of the new disk, or a container image that will hold it at DiskPath; see container.ParseDest.
+	// Output is the path of the new disk, whose ending says what it will be (bare.ParseKind, FormatOf), or of a block
+	// device; or a container image that will hold it at DiskPath (container.ParseDest), or a volume of libvirt's
+	// (libvirt.ParseDest).
 	Output, DiskPath string
-	// OutputOptions say what kind of disk is made. An empty Format is told from Output's ending.
+	// OutputOptions say what kind of disk is made. An empty Format is told from Output. A raw disk in a compressed file
+	// takes Compression "zstd", "gzip" or "xz", as its name says, for the sake of a Level.
 	OutputOptions output.Options
+	// Checksum puts the SHA-256 sum of a file beside it, Bmap the block map of a raw disk.
+	Checksum, Bmap bool
 }
 
 // OutputReport is the new disk in a report.
 type OutputReport struct {
 	DiskReport
+	// Beside are files that belong to the output.
+	Beside    []string         `json:"beside,omitempty"`
 	Container *ContainerReport `json:"container,omitempty"`
+	Volume    *VolumeReport    `json:"volume,omitempty"`
 }
 
 // ContainerReport is a container image that holds the new disk.
@@ -58,6 +68,8 @@ type delivery struct {
 
 // sink is a kind of place where disks go.
 type sink interface {
+	// kind is what such a place is called, with its article.
+	kind() string
 	// file is the path of the file or folder that will be written to; empty where there is none.
 	file() string
 	// check refuses a place that cannot be used, before any work is done.
@@ -71,29 +83,67 @@ type sink interface {
 // plan finds the sink and the format of an output, from what it is called.
 func (d Delivery) plan(log logrus.FieldLogger) (*delivery, error) {
 	v := &delivery{Delivery: d, log: log}
-	dest, isContainer, err := container.ParseDest(d.Output)
+	image, isImage, err := container.ParseDest(d.Output)
 	if err != nil {
 		return nil, fmt.Errorf("%w: --output: %w", ErrUsage, err)
 	}
-	if isContainer {
-		v.sink = containerSink{dest}
-		if d.OutputOptions.Overlay {
-			return nil, fmt.Errorf("%w: an overlay needs its base beside it, which a container image does not have", ErrUsage)
-		}
-		v.DiskPath = container.DefaultPath
+	volume, isVolume, err := libvirt.ParseDest(d.Output)
+	if err != nil {
+		return nil, fmt.Errorf("%w: --output: %w", ErrUsage, err)
+	}
+	switch {
+	case isImage:
+		v.sink, v.DiskPath = imageSink{image}, container.DefaultPath
 		if d.DiskPath != "" {
 			v.DiskPath = path.Clean(strings.TrimLeft(d.DiskPath, "/"))
 		}
 		v.setFormat(FormatOf(v.DiskPath))
-		return v, nil
+	case isVolume:
+		v.sink = volumeSink{volume}
+		v.setFormat(FormatOf(volume.Volume()))
+	default:
+		if err := v.planFile(); err != nil {
+			return nil, fmt.Errorf("%w: --output: %w", ErrUsage, err)
+		}
 	}
-	if d.DiskPath != "" {
+	if _, named := v.sink.(fileSink); d.OutputOptions.Overlay && !named {
+		return nil, fmt.Errorf("%w: an overlay needs its base beside it, which %s does not have", ErrUsage, v.sink.kind())
+	}
+	if d.DiskPath != "" && !isImage {
 		return nil, fmt.Errorf("%w: --disk-path is for an --output that is a container image", ErrUsage)
 	}
-	v.sink = fileSink(d.Output)
-	v.setFormat(FormatOf(d.Output))
 	return v, nil
 }
+
+// planFile is plan for what is a path.
+func (v *delivery) planFile() error {
+	o := &v.OutputOptions
+	kind, err := bare.ParseKind(v.Output)
+	if err != nil {
+		return err
+	}
+	if kind == bare.Plain {
+		v.sink = fileSink(v.Output)
+		v.setFormat(FormatOf(v.Output))
+		if o.Compression == "gzip" || o.Compression == "xz" {
+			return fmt.Errorf("a qcow2 is compressed with zstd or zlib; %s is for a raw disk that ends in .raw.%s", o.Compression, compressed[o.Compression])
+		}
+		return nil
+	}
+	s := packedSink{v.Output, bare.Options{Kind: kind, Level: o.Level, Bmap: v.Bmap}}
+	switch {
+	case o.Format == disk.Qcow2:
+		return fmt.Errorf("%s holds a raw disk; a qcow2 has a compression of its own, which --compress asks for", v.Output)
+	case o.Compression != "" && compressed[o.Compression] != kind:
+		return fmt.Errorf("--compress %s does not go with a file that ends in .%s", o.Compression, kind)
+	}
+	o.Format, o.Compression, o.Level = disk.Raw, "", 0
+	v.sink = s
+	return s.o.Check()
+}
+
+// compressed are the kinds of files by the names of what compresses them.
+var compressed = map[string]bare.Kind{"zstd": bare.Zstd, "gzip": bare.Gzip, "xz": bare.XZ}
 
 // setFormat is for an output whose format was not asked for.
 func (v *delivery) setFormat(f disk.Format) {
@@ -111,24 +161,19 @@ func (v *delivery) workDir() string {
 	return os.TempDir()
 }
 
-// fileSink is a plain file.
-type fileSink string
-
-func (s fileSink) file() string { return string(s) }
-
-func (s fileSink) check(_ context.Context, v *delivery, base *disk.Disk) error {
-	return output.Check(base, string(s), v.OutputOptions)
-}
-
-func (s fileSink) create(ctx context.Context, v *delivery, base *disk.Disk) (*output.Target, error) {
-	return output.Create(ctx, base, string(s), v.OutputOptions)
-}
-
-func (s fileSink) deliver(ctx context.Context, v *delivery, t *output.Target) (OutputReport, error) {
-	return v.describe(t), t.Finish(ctx, nil)
-}
-
 // describe begins a report.
 func (v *delivery) describe(t *output.Target) OutputReport {
 	return OutputReport{DiskReport: DiskReport{Path: v.Output, Format: v.OutputOptions.Format, Size: t.Size()}}
+}
+
+// report says now and then how far a long copy of total bytes is.
+func (v *delivery) report(what string, total int64) func(done int64) {
+	const every = 10 * time.Second
+	next := time.Now().Add(every)
+	return func(done int64) {
+		if now := time.Now(); now.After(next) {
+			next = now.Add(every)
+			v.log.Infof("%s: %d %% of %s", what, done*100/max(total, 1), disk.Bytes(total))
+		}
+	}
 }

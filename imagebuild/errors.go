@@ -10,6 +10,7 @@ import (
 	"github.com/nodebake/nodebake/imagebuild/filesystem/ext4"
 	"github.com/nodebake/nodebake/imagebuild/filesystem/xfs"
 	"github.com/nodebake/nodebake/imagebuild/osroot"
+	"github.com/nodebake/nodebake/imagebuild/output/libvirt"
 	"github.com/nodebake/nodebake/qcow"
 	"github.com/nodebake/nodebake/storeseed/storageconf"
 )
@@ -21,15 +22,15 @@ var (
 	ErrVerify = errors.New("verification failed")
 )
 
-// IsNoSpace says whether a bake failed because there is too little space, in a filesystem or on the disk.
+// IsNoSpace says whether a bake failed because there is too little space, in a filesystem, on the disk or in a pool.
 func IsNoSpace(err error) bool {
-	return errors.Is(err, filesystem.ErrNoSpace) || errors.Is(err, disk.ErrNoRoom)
+	return errors.Is(err, filesystem.ErrNoSpace) || errors.Is(err, disk.ErrNoRoom) || errors.Is(err, libvirt.ErrNoSpace)
 }
 
 // IsUnsupported says whether an error is about a disk of a kind, or in a state, that is not handled, as
 // against one that is broken.
 func IsUnsupported(err error) bool {
-	for _, target := range []error{disk.ErrUnsupported, lvm.ErrUnsupported, customize.ErrUnsupported, osroot.ErrNoRoot, filesystem.ErrNoWriter, ext4.ErrUnsupported, ext4.ErrNeedsRecovery, xfs.ErrUnsupported, xfs.ErrDirtyLog, qcow.ErrUnsupported, qcow.ErrBacking,
+	for _, target := range []error{disk.ErrUnsupported, lvm.ErrUnsupported, customize.ErrUnsupported, osroot.ErrNoRoot, filesystem.ErrNoWriter, ext4.ErrUnsupported, ext4.ErrNeedsRecovery, xfs.ErrUnsupported, xfs.ErrDirtyLog, qcow.ErrUnsupported, qcow.ErrBacking, libvirt.ErrUnsupported,
 		storageconf.ErrDriver, storageconf.ErrUnsupported} {
 		if errors.Is(err, target) {
 			return true

@@ -150,6 +150,12 @@ func TestNode(t *testing.T) {
 				known[l.diffID.Encoded()], known[l.blob.Digest.Encoded()], known[l.id] = true, true, true
 			}
 		}
+		for what, d := range map[string]string{"the base": n.baseHash, "the output": hashFile(t, n.out)} {
+			known[d] = true
+			if !strings.Contains(string(raw), `"sha256:`+d+`"`) {
+				t.Errorf("the report does not hold the sum of %s, %s", what, d)
+			}
+		}
 		walkStrings(report, func(s string) {
 			if d, ok := strings.CutPrefix(s, "sha256:"); ok && !known[d] {
 				t.Errorf("the report holds %s, which is no digest of these images", s)

@@ -35,8 +35,7 @@ func (b *buildFlags) add(cmd *cobra.Command) {
 	f.StringVar(&b.base.Base, "base", "", "the boot `DISK` to start from, qcow2 or raw, or a container image that holds it; only read")
 	f.StringArrayVar(&b.base.Images, "image", nil, "the `REF` of an image to bake; may be given more than once")
 	f.StringArrayVar(&b.lists, "images-from", nil, "a `FILE` of references, one a line, or a manifest, a folder of manifests, a Helm chart; - is standard input")
-	f.StringVar(&b.base.Output, "output", "", "the disk to make: a `FILE`, or a container image that will hold it (oci:DIR, oci-archive:FILE, docker-archive:FILE, docker://NAME)")
-	f.StringVar(&b.base.DiskPath, "disk-path", "", "the disk's `PATH` in an --output that is a container image (default disk/boot.qcow2)")
+	f.StringVar(&b.base.Output, "output", "", "where the disk goes: `OUT` is a file, a block device, a container image that will hold it (oci:DIR, oci-archive:FILE, docker-archive:FILE, docker://NAME) or a volume of libvirt's (libvirt+URI?pool=POOL&volume=NAME)")
 	f.StringVar(&b.base.BasePath, "base-path", "", "the disk's `PATH` in a --base that is a container image (default disk/boot.qcow2, or the only file in disk/)")
 	f.StringVar(&b.base.Store, "store", imagebuild.DefaultStore, "the store's `PATH` on the node")
 	f.StringVar(&b.base.Platform, "platform", "", "`OS/ARCH[/VARIANT]` of the images (default: the base disk's own)")
@@ -56,7 +55,7 @@ func (b *buildFlags) add(cmd *cobra.Command) {
 func (b *buildFlags) spec() (imagebuild.Spec, error) {
 	spec := b.base
 	var err error
-	if spec.OutputOptions, err = b.output.options(); err != nil {
+	if err = b.output.apply(&spec.Delivery); err != nil {
 		return spec, err
 	}
 	if spec.SourceOptions, err = b.sources.options(); err != nil {
@@ -68,6 +67,7 @@ func (b *buildFlags) spec() (imagebuild.Spec, error) {
 	if spec.Size, err = imagebuild.ParseSize(b.size); err != nil {
 		return spec, err
 	}
+	spec.Digests = b.report != ""
 	if b.report != "-" {
 		spec.Report = b.report
 	}

@@ -3,13 +3,20 @@ package main
 import (
 	"archive/tar"
 	"bytes"
+	"compress/gzip"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
+	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/ulikunitz/xz"
 
 	"github.com/nodebake/nodebake/imagebuild"
 )
@@ -80,7 +87,8 @@ func TestDemo(t *testing.T) {
 		{[]string{"build", "--base", out, "--image", demoImage, "--dry-run", "--store", "/var/lib/containers/storage/x"}, 2, "choose another path"},
 		{[]string{"cat", out + ":/\x1b[31m"}, 1, "?[31m"},
 		{[]string{"build", "--base", out, "--image", demoImage, "--output", filepath.Join(dir, "y"), "--report", out}, 2, "base disk itself"},
-		{[]string{"build", "--base", demoBase, "--image", demoImage, "--output", filepath.Join(dir, "y"), "--report", dir + "/./y"}, 2, "the output itself"},
+		{[]string{"build", "--base", demoBase, "--image", demoImage, "--output", filepath.Join(dir, "y"), "--report", dir + "/./y"}, 2, "is the --output as well"},
+		{[]string{"build", "--base", demoBase, "--image", demoImage, "--output", filepath.Join(dir, "y"), "--report", dir + "/y.sha256"}, 2, "the output itself"},
 		{[]string{"build", "--base", demoBase, "--image", demoImage, "--output", filepath.Join(dir, "y"), "--report", dir + "/no/y"}, 1, "the report's folder"},
 		{[]string{"build", "--base", out, "--image", demoImage, "--output", out, "--force"}, 1, "base disk itself"},
 		{[]string{"build", "--base", demoBase, "--image", demoImage, "--output", filepath.Join(dir, "y"), "--output-format", "vmdk"}, 2, "qcow2 or raw"},
@@ -89,7 +97,7 @@ func TestDemo(t *testing.T) {
 		{[]string{"build", "--base", demoBase, "--image", demoImage, "--output", filepath.Join(dir, "y"), "--platform", "linux"}, 2, "os/arch"},
 		{[]string{"build", "--base", demoBase, "--image", demoImage, "--output", filepath.Join(dir, "y"), "--platform", "linux/arm64"}, 1, "linux/arm64"},
 		{[]string{"build", "--base", demoBase, "--image", demoImage, "--output", filepath.Join(dir, "y"), "--root", "7"}, 1, `no partition matches "7"`},
-		{[]string{"build", "--base", demoBase, "--image", "docker-daemon:x", "--output", filepath.Join(dir, "y")}, 1, "docker-daemon"},
+		{[]string{"build", "--base", demoBase, "--image", "docker-daemon:x", "--output", filepath.Join(dir, "y")}, 2, "docker-daemon"},
 	} {
 		t.Run(strings.Join(c.args, " "), func(t *testing.T) {
 			code, stdout, stderr := nodebake(t, c.args...)
@@ -103,7 +111,7 @@ func TestDemo(t *testing.T) {
 		})
 	}
 	left, err := filepath.Glob(filepath.Join(dir, "*"))
-	if err != nil || len(left) != 2 {
+	if err != nil || len(left) != 3 {
 		t.Errorf("left behind: %v, %v", left, err)
 	}
 }
@@ -131,12 +139,23 @@ func TestConvert(t *testing.T) {
 		{[]string{"convert", in, filepath.Join(dir, "a.raw")}, 1, "--force replaces it"},
 		{[]string{"convert", in, in, "--force"}, 1, "base disk itself"},
 		{[]string{"convert", in, filepath.Join(dir, "f.raw"), "--compress", "zstd"}, 2, "choose a qcow2 output"},
-		{[]string{"convert", in, filepath.Join(dir, "f"), "--compress", "lz4"}, 2, "zstd or zlib"},
+		{[]string{"convert", in, filepath.Join(dir, "f"), "--compress", "lz4"}, 2, "zstd, zlib"},
 		{[]string{"convert", in, filepath.Join(dir, "f"), "--compress", "zlib:10"}, 2, "1 to 9"},
 		{[]string{"convert", in, filepath.Join(dir, "f"), "--compress", "zlib:"}, 2, "1 to 9"},
 		{[]string{"convert", in, filepath.Join(dir, "f"), "--cluster-size", "1G"}, 2, "512 to 2"},
 		{[]string{"convert", in, filepath.Join(dir, "f"), "--overlay", "--compress", "zlib"}, 2, "one of the two"},
 		{[]string{"convert", in}, 2, "OUT is missing"},
+		{[]string{"convert", in, filepath.Join(dir, "f.vmdk")}, 2, "qemu-img convert -O vmdk"},
+		{[]string{"convert", in, filepath.Join(dir, "f.qcow2.gz")}, 2, "name it .raw.gz"},
+		{[]string{"convert", in, filepath.Join(dir, "f.raw.bz2")}, 2, ".zst, .gz and .xz"},
+		{[]string{"convert", in, filepath.Join(dir, "f.raw.gz"), "--compress", "zstd"}, 2, "does not go with a file that ends in .gz"},
+		{[]string{"convert", in, filepath.Join(dir, "f.raw.gz"), "--output-format", "qcow2"}, 2, "holds a raw disk"},
+		{[]string{"convert", in, filepath.Join(dir, "f"), "--compress", "xz"}, 2, "zstd or zlib"},
+		{[]string{"convert", in, filepath.Join(dir, "f.raw.xz"), "--overlay"}, 2, "a compressed file does not have"},
+		{[]string{"convert", in, filepath.Join(dir, "f.raw.xz"), "--cluster-size", "64K"}, 2, "no clusters"},
+		{[]string{"convert", in, filepath.Join(dir, "f"), "--disk-path", "disk/x"}, 2, "--disk-path is for"},
+		{[]string{"convert", in, "libvirt+qemu:///system?pool=images"}, 2, "volume"},
+		{[]string{"convert", in, "libvirt+qemu:///system?pool=images&volume=v", "--overlay"}, 2, "a volume of libvirt's does not have"},
 	} {
 		t.Run(strings.Join(c.args[2:], " "), func(t *testing.T) {
 			code, stdout, stderr := nodebake(t, c.args...)
@@ -157,9 +176,61 @@ func TestConvert(t *testing.T) {
 			}
 		})
 	}
-	entries, err := os.ReadDir(dir)
-	if err != nil || len(entries) != 6 {
-		t.Errorf("in the folder: %v, %v", entries, err)
+	names, err := filepath.Glob(filepath.Join(dir, "*"))
+	if err != nil || len(names) != 12 {
+		t.Errorf("in the folder: %v, %v", names, err)
+	}
+}
+
+// TestBeside packs a disk in each way, and compares what lies beside it with what others say.
+func TestBeside(t *testing.T) {
+	dir := t.TempDir()
+	raw := filepath.Join(dir, "a.raw")
+	for _, out := range []string{"a.raw", "a.raw.gz", "a.raw.zst", "a.raw.xz", "a.qcow2"} {
+		if code, stdout, stderr := nodebake(t, "convert", demoBase, filepath.Join(dir, out), "--quiet"); code != 0 {
+			t.Fatalf("%s: exit %d\n%s%s", out, code, stdout, stderr)
+		}
+	}
+	want, err := os.ReadFile(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, open := range map[string]func(io.Reader) (io.Reader, error){
+		"a.raw.gz":  func(r io.Reader) (io.Reader, error) { return gzip.NewReader(r) },
+		"a.raw.zst": func(r io.Reader) (io.Reader, error) { return zstd.NewReader(r) },
+		"a.raw.xz":  func(r io.Reader) (io.Reader, error) { return xz.NewReader(r) },
+	} {
+		f, err := os.Open(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		r, err := open(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%s: %d bytes that are not the disk's, %v", name, len(got), err)
+		}
+	}
+	for _, out := range []string{"a.raw", "a.raw.gz", "a.raw.zst", "a.raw.xz", "a.qcow2"} {
+		text, err := os.ReadFile(filepath.Join(dir, out))
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum, err := os.ReadFile(filepath.Join(dir, out+".sha256"))
+		if line := fmt.Sprintf("%x  %s\n", sha256.Sum256(text), out); err != nil || string(sum) != line {
+			t.Errorf("the sum of %s is %q, %v; want %q", out, sum, err, line)
+		}
+		bmap, err := os.ReadFile(filepath.Join(dir, out+".bmap"))
+		if isRaw := out != "a.qcow2"; isRaw != (err == nil) || isRaw && !bytes.Contains(bmap, []byte(fmt.Sprintf("<ImageSize> %d </ImageSize>", len(want)))) {
+			t.Errorf("the block map of %s: %v\n%s", out, err, bmap)
+		}
+	}
+	code, _, stderr := nodebake(t, "convert", demoBase, filepath.Join(dir, "bare.raw"), "--checksum=false", "--bmap=false")
+	names, err := filepath.Glob(filepath.Join(dir, "bare*"))
+	if code != 0 || err != nil || len(names) != 1 {
+		t.Errorf("without what lies beside: exit %d, %v, %v\n%s", code, names, err, stderr)
 	}
 }
 

@@ -214,6 +214,15 @@ func (d *Disk) Size() int64 { return d.size }
 // File is the image file itself, open for reading.
 func (d *Disk) File() *os.File { return d.file }
 
+// Backing are the paths of the files that the image is backed by, the nearest first.
+func (d *Disk) Backing() []string {
+	var paths []string
+	for _, u := range d.used[1:] {
+		paths = append(paths, u.path)
+	}
+	return paths
+}
+
 // Uses says whether st is the image file or one that it is backed by.
 func (d *Disk) Uses(st os.FileInfo) bool {
 	for _, u := range d.used {

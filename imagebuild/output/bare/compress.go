@@ -1,0 +1,183 @@
+package bare
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"io"
+
+	"github.com/nodebake/nodebake/qcow"
+)
+
+// Options say how a disk's contents are written into a file.
+type Options struct {
+	Kind Kind
+	// Level is how hard to compress, in the numbers of the kind's own tool: 1 to 22 for Zstd (usually 3; there are four
+	// steps, which begin at 1, 3, 6 and 10), 1 to 9 for Gzip and XZ (usually 6); 0 is the usual one.
+	Level int
+	// Workers is how many goroutines read and compress; 0: as many as there are cores, and 16 at most. The bytes
+	// written do not depend on it.
+	Workers int
+	// Bmap makes a block map as well.
+	Bmap bool
+	// Progress, if not nil, is called with the bytes of the disk that are done, from one goroutine at a time.
+	Progress func(done int64)
+}
+
+// Result tells of a file that was written.
+type Result struct {
+	Size   int64             // bytes of the file
+	SHA256 [sha256.Size]byte // sum of the file's bytes
+	Bmap   *Bmap             // nil unless asked for
+}
+
+// format is a way to write contents. Its parts are made by several goroutines.
+type format interface {
+	// step is how many bytes of contents a part has: a power of two, and a multiple of rangeStep.
+	step() int64
+	// start is what the file begins with.
+	start() []byte
+	// worker makes a function that appends to dst what stands for data, of up to step bytes, and gives a checksum if
+	// the format has one. Its result depends on data alone. It is called by one goroutine at a time.
+	worker() (func(dst, data []byte) (out []byte, sum uint64, err error), error)
+	// add is told of each part, in order: how many bytes of contents, how many in the file, and the checksum.
+	add(n, out int64, sum uint64)
+	// end is what the file ends with.
+	end() []byte
+}
+
+func (o Options) format() (format, error) {
+	if err := o.Check(); err != nil {
+		return nil, err
+	}
+	level := o.Level
+	if level == 0 {
+		level = levels[o.Kind].usual
+	}
+	switch o.Kind {
+	case Zstd:
+		return &zstdFormat{level: level}, nil
+	case Gzip:
+		return &gzipFormat{level: level}, nil
+	case XZ:
+		return &xzFormat{level: level}, nil
+	}
+	return plainFormat{}, nil
+}
+
+// Compress writes the contents of src to w. What src knows to be a hole is not read (see qcow.Image.Extents and
+// qcow.NewFileSource). It ends early with ctx's error, with what w or src return, and with ErrLevel or ErrFormat before
+// anything is written. Then w has a file that is not whole, as its readers will say, unless Kind is Plain.
+func Compress(ctx context.Context, w io.Writer, src qcow.Source, o Options) (Result, error) {
+	f, err := o.format()
+	if err != nil {
+		return Result{}, err
+	}
+	var r Result
+	if o.Bmap {
+		r.Bmap = &Bmap{ImageSize: src.Size()}
+	}
+	sum := sha256.New()
+	write := func(p []byte) error {
+		sum.Write(p)
+		r.Size += int64(len(p))
+		_, err := w.Write(p)
+		return err
+	}
+	if err := write(f.start()); err != nil {
+		return Result{}, err
+	}
+	zeros, err := newZeros(f, src.Size())
+	if err != nil {
+		return Result{}, err
+	}
+	_, plain := f.(plainFormat)
+	unit := mapUnit(src.Size())
+	p := pass{
+		src: src, step: f.step(), workers: o.Workers, progress: o.Progress,
+		worker: func() (func(*part) error, error) {
+			pack, err := f.worker()
+			if err != nil {
+				return nil, err
+			}
+			return func(q *part) (err error) {
+				if o.Bmap {
+					q.ranges = mapRanges(q.ranges[:0], q.data, q.off, unit)
+				}
+				if !plain {
+					q.out, q.sum, err = pack(q.out, q.data)
+				}
+				return err
+			}, nil
+		},
+		commit: func(q *part) error {
+			out, sum := q.out, q.sum
+			switch {
+			case q.zero:
+				z := zeros.of(q.n)
+				out, sum = z.out, z.sum
+			case plain:
+				out = q.data
+			}
+			f.add(q.n, int64(len(out)), sum)
+			if o.Bmap {
+				r.Bmap.Ranges = append(r.Bmap.Ranges, q.ranges...)
+			}
+			return write(out)
+		},
+	}
+	if err := p.run(ctx); err != nil {
+		return Result{}, err
+	}
+	if err := write(f.end()); err != nil {
+		return Result{}, err
+	}
+	sum.Sum(r.SHA256[:0])
+	return r, nil
+}
+
+// Sum is Compress for a plain raw file that is there already: its size and sum, and with o.Bmap its block map, from
+// one pass. Kind and Level are not used. Holes are summed without being read.
+func Sum(ctx context.Context, src qcow.Source, o Options) (Result, error) {
+	o.Kind, o.Level = Plain, 0
+	return Compress(ctx, io.Discard, src, o)
+}
+
+// zeros are the two parts of zeros that contents can have: one as long as a step, and the last.
+type zeros struct{ whole, last packed }
+
+type packed struct {
+	n   int64
+	out []byte
+	sum uint64
+}
+
+func newZeros(f format, size int64) (z zeros, err error) {
+	pack, err := f.worker()
+	if err != nil {
+		return z, err
+	}
+	make := func(n int64) (p packed, err error) {
+		p.n = n
+		p.out, p.sum, err = pack(nil, make([]byte, n))
+		return p, err
+	}
+	if size >= f.step() {
+		if z.whole, err = make(f.step()); err != nil {
+			return z, fmt.Errorf("compressing zeros: %w", err)
+		}
+	}
+	if n := size % f.step(); n > 0 {
+		if z.last, err = make(n); err != nil {
+			return z, fmt.Errorf("compressing zeros: %w", err)
+		}
+	}
+	return z, nil
+}
+
+func (z *zeros) of(n int64) packed {
+	if n == z.whole.n {
+		return z.whole
+	}
+	return z.last
+}
