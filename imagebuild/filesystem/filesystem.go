@@ -150,6 +150,29 @@ func Open(r io.ReaderAt, size int64, kind Kind) (Reader, Info, error) {
 	return nil, Info{Kind: kind}, fmt.Errorf("%s: %w", kind, ErrNoWriter)
 }
 
+// Check checks all structures of an opened filesystem and calls fault for everything that is wrong. Contents are not
+// read. The error is not about the filesystem's state: it is ctx's, or matches ErrNoWriter or the filesystem's own
+// ErrUnsupported where its structures cannot be checked.
+func Check(ctx context.Context, r Reader, fault func(error)) error {
+	c, ok := r.(interface {
+		Check(ctx context.Context, fault func(error)) error
+	})
+	if !ok {
+		return ErrNoWriter
+	}
+	return c.Check(ctx, fault)
+}
+
+// IsCorrupt says that an error is about a filesystem whose bytes contradict its format, or that was not shut down.
+func IsCorrupt(err error) bool {
+	for _, is := range []error{ext4.ErrCorrupt, ext4.ErrNeedsRecovery, xfs.ErrCorrupt, xfs.ErrDirtyLog} {
+		if errors.Is(err, is) {
+			return true
+		}
+	}
+	return false
+}
+
 // Resizable is a Writer of one filesystem, which can become larger.
 type Resizable interface {
 	Writer
