@@ -44,7 +44,7 @@ func (s fileSink) deliver(ctx context.Context, v *delivery, t *output.Target) (O
 			return nil
 		}
 		v.log.Infof("summing up %s", v.Output)
-		res, err := bare.Sum(ctx, f, bare.Options{Bmap: bmap, Progress: v.report("summed up", f.Size())})
+		res, err := bare.Sum(ctx, f, bare.Options{Bmap: bmap, Progress: v.progressOf("summed up", f.Size())})
 		if err != nil {
 			return err
 		}
@@ -88,7 +88,7 @@ func (s packedSink) deliver(ctx context.Context, v *delivery, t *output.Target) 
 		defer f.Abort()
 		v.log.Infof("compressing the disk to %s", s.path)
 		o := s.o
-		o.Progress = v.report("compressed", d.Size())
+		o.Progress = v.progressOf("compressed", d.Size())
 		res, err := bare.Compress(ctx, f, d, o)
 		if err != nil {
 			return err

@@ -52,7 +52,7 @@ func (s volumeSink) deliver(ctx context.Context, v *delivery, t *output.Target) 
 	o.Capacity = t.Size()
 	v.log.Infof("uploading the disk to volume %s in pool %s of %s", s.Volume(), s.Pool(), s.URI())
 	err := t.Deliver(ctx, func(d *qcow.Image) error {
-		o.Progress = v.report("uploaded", d.Size())
+		o.Progress = v.progressOf("uploaded", d.Size())
 		res, err := libvirt.Upload(ctx, s.Dest, d, o)
 		rep.Volume = &VolumeReport{s.URI(), s.Pool(), s.Volume(), res.Path, res.Size, res.Allocation, res.Capacity}
 		return err

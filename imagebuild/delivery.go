@@ -38,9 +38,10 @@ type Delivery struct {
 type OutputReport struct {
 	DiskReport
 	// Beside are files that belong to the output.
-	Beside    []string         `json:"beside,omitempty"`
-	Container *ContainerReport `json:"container,omitempty"`
-	Volume    *VolumeReport    `json:"volume,omitempty"`
+	Beside    []string           `json:"beside,omitempty"`
+	Container *ContainerReport   `json:"container,omitempty"`
+	Volume    *VolumeReport      `json:"volume,omitempty"`
+	Device    *BlockDeviceReport `json:"device,omitempty"`
 }
 
 // ContainerReport is a container image that holds the new disk.
@@ -101,6 +102,9 @@ func (d Delivery) plan(log logrus.FieldLogger) (*delivery, error) {
 	case isVolume:
 		v.sink = volumeSink{volume}
 		v.setFormat(FormatOf(volume.Volume()))
+	case bare.IsDevice(d.Output):
+		v.sink = deviceSink(d.Output)
+		v.setFormat(disk.Raw)
 	default:
 		if err := v.planFile(); err != nil {
 			return nil, fmt.Errorf("%w: --output: %w", ErrUsage, err)
@@ -112,7 +116,7 @@ func (d Delivery) plan(log logrus.FieldLogger) (*delivery, error) {
 	if d.DiskPath != "" && !isImage {
 		return nil, fmt.Errorf("%w: --disk-path is for an --output that is a container image", ErrUsage)
 	}
-	return v, nil
+	return v, v.OutputOptions.Check()
 }
 
 // planFile is plan for what is a path.
@@ -166,14 +170,20 @@ func (v *delivery) describe(t *output.Target) OutputReport {
 	return OutputReport{DiskReport: DiskReport{Path: v.Output, Format: v.OutputOptions.Format, Size: t.Size()}}
 }
 
-// report says now and then how far a long copy of total bytes is.
-func (v *delivery) report(what string, total int64) func(done int64) {
+// progress says now and then how far a long copy is, of a number of bytes.
+func (v *delivery) progress(what string) func(done, total int64) {
 	const every = 10 * time.Second
 	next := time.Now().Add(every)
-	return func(done int64) {
+	return func(done, total int64) {
 		if now := time.Now(); now.After(next) {
 			next = now.Add(every)
 			v.log.Infof("%s: %d %% of %s", what, done*100/max(total, 1), disk.Bytes(total))
 		}
 	}
+}
+
+// progressOf is progress where the total is known.
+func (v *delivery) progressOf(what string, total int64) func(done int64) {
+	report := v.progress(what)
+	return func(done int64) { report(done, total) }
 }

@@ -73,7 +73,8 @@ type Options struct {
 // ErrOptions is matched where options contradict each other or the base.
 var ErrOptions = errors.New("output options")
 
-func (o Options) check(base *disk.Disk, path string) error {
+// Check refuses options that contradict each other, with an error that matches ErrOptions.
+func (o Options) Check() error {
 	switch {
 	case o.Format == disk.Raw && (o.Overlay || o.Compression != "" || o.ClusterSize != 0):
 		return fmt.Errorf("%w: a raw disk has no clusters, no compression and no backing file; choose a qcow2 output", ErrOptions)
@@ -82,8 +83,12 @@ func (o Options) check(base *disk.Disk, path string) error {
 	case o.ClusterSize != 0 && (o.ClusterSize < 512 || o.ClusterSize > 2<<20 || o.ClusterSize&(o.ClusterSize-1) != 0):
 		return fmt.Errorf("%w: clusters of %d bytes; a power of two from 512 to 2097152 is possible", ErrOptions, o.ClusterSize)
 	}
-	if !o.Overlay {
-		return nil
+	return nil
+}
+
+func (o Options) check(base *disk.Disk, path string) error {
+	if err := o.Check(); err != nil || !o.Overlay {
+		return err
 	}
 	a, err := os.Stat(filepath.Dir(path))
 	if err != nil {
@@ -128,7 +133,10 @@ func Create(ctx context.Context, base *disk.Disk, path string, o Options) (*Targ
 // CreateUnnamed makes a private copy of the base that Deliver will hand on. Its temporary files lie in dir: of a raw
 // disk the changes alone.
 func CreateUnnamed(ctx context.Context, base *disk.Disk, dir string, o Options) (*Target, error) {
-	if err := o.check(base, filepath.Join(dir, "unnamed")); err != nil {
+	if o.Overlay {
+		return nil, fmt.Errorf("%w: an overlay needs its base beside it", ErrOptions)
+	}
+	if err := o.Check(); err != nil {
 		return nil, err
 	}
 	t := &Target{dir: dir, o: o, base: base, size: base.Size()}

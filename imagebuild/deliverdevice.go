@@ -1,0 +1,67 @@
+package imagebuild
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/nodebake/nodebake/imagebuild/disk"
+	"github.com/nodebake/nodebake/imagebuild/output"
+	"github.com/nodebake/nodebake/imagebuild/output/bare"
+	"github.com/nodebake/nodebake/qcow"
+)
+
+// BlockDeviceReport is a device that holds the new disk. Sizes are in bytes.
+type BlockDeviceReport struct {
+	Path       string `json:"path"`
+	DeviceSize int64  `json:"deviceSize"`
+	Written    int64  `json:"written"`
+	Cleared    int64  `json:"cleared"`
+}
+
+// deviceSink is a block device.
+type deviceSink string
+
+func (deviceSink) kind() string { return "a block device" }
+func (deviceSink) file() string { return "" }
+
+func (s deviceSink) check(_ context.Context, v *delivery, base *disk.Disk) error {
+	if v.OutputOptions.Format != disk.Raw {
+		return fmt.Errorf("%w: a block device holds a raw disk; leave --output-format, --compress and --cluster-size out", ErrUsage)
+	}
+	d, err := bare.CheckDevice(string(s), base.Size(), base, v.OutputOptions.Force)
+	for _, name := range d.Over {
+		if st, err := os.Stat(name); err == nil && base.Uses(st) {
+			return fmt.Errorf("%s: %w, which is never written; choose another --output", s, output.ErrIsBase)
+		}
+	}
+	for _, n := range d.Notes {
+		v.log.Warn(n)
+	}
+	if errors.Is(err, bare.ErrNotDevice) {
+		return fmt.Errorf("%w: %w", ErrUsage, err)
+	}
+	return err
+}
+
+func (s deviceSink) create(ctx context.Context, v *delivery, base *disk.Disk) (*output.Target, error) {
+	return output.CreateUnnamed(ctx, base, v.workDir(), v.OutputOptions)
+}
+
+func (s deviceSink) deliver(ctx context.Context, v *delivery, t *output.Target) (OutputReport, error) {
+	rep := v.describe(t)
+	v.log.Infof("writing the disk to %s, and reading it back", s)
+	err := t.Deliver(ctx, func(d *qcow.Image) error {
+		res, err := bare.WriteDevice(ctx, string(s), d, bare.DeviceOptions{Force: v.OutputOptions.Force, Progress: v.progress("written and read back")})
+		if err != nil {
+			return err
+		}
+		rep.Device = &BlockDeviceReport{res.Path, res.Size, res.Written, res.Cleared}
+		if err := t.Unchanged(); err != nil {
+			return fmt.Errorf("%s holds a disk that cannot be trusted: %w", s, err)
+		}
+		return nil
+	})
+	return rep, err
+}
