@@ -102,7 +102,11 @@ func check(spec Spec) (*bake, []error) {
 		wrong("--output is missing: the disk to make")
 	}
 	b, err := newBake(spec)
-	add(err)
+	if _, bad := cleanStore(spec.Store); bad != nil {
+		wrong("--store: %s", strings.TrimPrefix(bad.Error(), ErrUsage.Error()+": "))
+	} else {
+		add(err)
+	}
 	if spec.Platform != "" {
 		if _, err := storeseed.ParsePlatform(spec.Platform); err != nil {
 			wrong("--platform: %v", err)

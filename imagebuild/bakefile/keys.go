@@ -41,7 +41,7 @@ type key struct {
 	flag string // none for a group and for the fields of items
 	kind kind
 	at   place
-	// help is for keys without a flag, whose help it is else.
+	// help is for keys without a flag, and for those whose flag has another form; else it is the flag's.
 	help string
 	keys []key // of a group or of items
 	// need are the fields that items must have.
@@ -81,7 +81,7 @@ var settings = []key{
 		{name: "set", flag: "set", kind: texts},
 		{name: "kubeVersion", flag: "kube-version"},
 	}},
-	{name: "tags", flag: "tag", kind: names, form: someName, why: "a name has no ="},
+	{name: "tags", flag: "tag", kind: names, form: someName, why: "a name has no =", help: "NEW: REF, another name for the image that is named REF"},
 	{name: "output", flag: "output", at: dest},
 	{name: "diskPath", flag: "disk-path"},
 	{name: "outputFormat", flag: "output-format"},
@@ -103,7 +103,7 @@ var settings = []key{
 	{name: "sources", kind: group, help: "how images are reached, and whom to believe", keys: []key{
 		{name: "authfile", flag: "authfile", at: file},
 		{name: "policy", flag: "policy", at: file},
-		{name: "certDirs", flag: "cert-dir", kind: items, need: []string{"dir"}, join: joinCertDir, keys: []key{
+		{name: "certDirs", flag: "cert-dir", kind: items, need: []string{"dir"}, join: joinCertDir, help: "folders with certificates and keys", keys: []key{
 			{name: "registry", form: someName, why: "a registry has no =", help: "HOST[:PORT] of the registry; without it the folder is for all"},
 			{name: "dir", at: file, help: "the folder"},
 		}},
@@ -116,14 +116,14 @@ var settings = []key{
 		{name: "parallel", flag: "parallel", kind: number},
 	}},
 	{name: "customize", kind: group, help: "what is changed on the disk beside the store", keys: []key{
-		{name: "copy", flag: "copy", kind: items, need: []string{"src", "dst"}, join: joinCopy, keys: []key{
+		{name: "copy", flag: "copy", kind: items, need: []string{"src", "dst"}, join: joinCopy, help: "files and folders of this machine to copy onto the disk", keys: []key{
 			{name: "src", at: file, form: noColon, why: "a path with a colon cannot be copied", help: "the file or folder of this machine"},
 			{name: "dst", form: noColon, why: "a path with a colon cannot be copied to", help: "where it goes on the disk"},
 			{name: "mode", form: octal, why: `give octal digits, such as "0644"`, help: "its mode, octal digits in quotes"},
 			{name: "uid", kind: number, most: maxID, with: []string{"gid", "mode"}, help: "the number of its user"},
 			{name: "gid", kind: number, most: maxID, with: []string{"mode", "uid"}, help: "the number of its group"},
 		}},
-		{name: "write", flag: "write", kind: items, need: []string{"path", "text"}, join: joinWrite, keys: []key{
+		{name: "write", flag: "write", kind: items, need: []string{"path", "text"}, join: joinWrite, help: "files to write on the disk", keys: []key{
 			{name: "path", form: noEquals, why: "a path with = cannot be written to", help: "the file on the disk"},
 			{name: "text", help: "what it holds"},
 		}},

@@ -1,5 +1,7 @@
 package bakefile
 
+import "strings"
+
 // Schema is a JSON Schema (draft 2020-12, https://json-schema.org/draft/2020-12) of bake files, ready to be marshalled.
 // It is made from the parser's own table and takes the same files but for what a schema cannot say: that the names of
 // disks differ, how many there may be, and what Parse says of YAML itself. The help of a key is that of its flag.
@@ -83,7 +85,8 @@ func schemaOf(k *key, help func(string) string) map[string]any {
 	if d := k.help; d != "" {
 		s["description"] = d
 	} else if k.flag != "" && help != nil {
-		s["description"], _ = Translate(help(k.flag), nil)
+		d, _ = Translate(help(k.flag), nil)
+		s["description"] = strings.TrimSuffix(d, "; may be given more than once")
 	}
 	return s
 }
