@@ -66,7 +66,7 @@ type daemon struct {
 // startDaemon runs a libvirtd with these lines in its configuration.
 func startDaemon(t testing.TB, conf ...string) *daemon {
 	t.Helper()
-	requires(t, "root", "libvirtd", "virsh", "unshare", "qemu-img")
+	requires(t, "root", "libvirtd", "virsh", "unshare", "nsenter", "qemu-img")
 	// Not t.TempDir: a socket's path is short, and disks are too large for a /tmp in memory.
 	dir, err := os.MkdirTemp("/var/tmp", "nblv.")
 	check(t, err)
@@ -85,6 +85,7 @@ func startDaemon(t testing.TB, conf ...string) *daemon {
 	d.cmd = exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-ec", `
 for d in /run /var/lib/libvirt /var/cache/libvirt /etc/libvirt; do mkdir -p $d; mount -t tmpfs none $d; done
 mkdir -p /var/lib/libvirt/images /run/libvirt
+printf '%s\n' 'stdio_handler = "file"' 'user = "root"' 'group = "root"' 'security_driver = "none"' 'cgroup_controllers = [ ]' 'namespaces = [ ]' 'remember_owner = 0' >/etc/libvirt/qemu.conf
 if [ -e /dev/kvm ]; then mount --bind /dev/null /dev/kvm; fi
 exec libvirtd -f "$1/libvirtd.conf" -p "$1/pid" $2`, "sh", dir, listen)
 	d.cmd.Stderr, d.cmd.Stdout = log, log
@@ -96,6 +97,7 @@ exec libvirtd -f "$1/libvirtd.conf" -p "$1/pid" $2`, "sh", dir, listen)
 		close(ended)
 	}()
 	t.Cleanup(func() {
+		// Not before the machines are ended by cleanups of later date.
 		d.cmd.Process.Kill()
 		<-ended
 		if t.Failed() {
@@ -118,6 +120,19 @@ exec libvirtd -f "$1/libvirtd.conf" -p "$1/pid" $2`, "sh", dir, listen)
 	}
 }
 
+// in is the same daemon for a subtest.
+func (d *daemon) in(t testing.TB) *daemon {
+	c := *d
+	c.TB = t
+	return &c
+}
+
+// inside runs a shell's commands where the daemon is.
+func (d *daemon) inside(commands string) {
+	d.Helper()
+	run(d, "nsenter", "--mount", "-t", fmt.Sprint(d.cmd.Process.Pid), "sh", "-ec", commands)
+}
+
 func (d *daemon) uri() string { return "qemu+unix:///system?socket=" + d.socket }
 
 func (d *daemon) virsh(args ...string) string {
@@ -125,7 +140,7 @@ func (d *daemon) virsh(args ...string) string {
 	return run(d, "virsh", append([]string{"-q", "-c", d.uri()}, args...)...)
 }
 
-// pool makes a pool of type dir in a folder that the test sees as well.
+// newPool makes a pool of type dir in a folder that the test sees as well.
 func (d *daemon) newPool(name string) string {
 	d.Helper()
 	dir := filepath.Join(d.dir, name)

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 )
 
 // ErrUsage is matched by errors in what the caller asked for, as against in what the host has.
@@ -121,9 +122,12 @@ func parseURI(s string) (Dest, error) {
 	if p, err := strconv.ParseUint(d.port, 10, 16); d.port != "" && (err != nil || p == 0) {
 		return d, usagef("%q cannot be a port", d.port)
 	}
-	// An option of ssh, to those who would start the program; no name of a host or user begins so.
-	if strings.HasPrefix(d.host, "-") || strings.HasPrefix(d.user, "-") {
-		return d, usagef("no host and no user begins with a hyphen")
+	if !possibleHost(d.host) {
+		return d, usagef("%q cannot be a host", d.host)
+	}
+	// virsh -c, which messages name, gives it to an ssh program.
+	if strings.HasPrefix(d.user, "-") || !isText(d.user) {
+		return d, usagef("%q cannot be a user", d.user)
 	}
 	switch u.Path {
 	case "/system":
@@ -142,6 +146,18 @@ func parseURI(s string) (Dest, error) {
 		return d, usagef("a session over ssh needs socket=PATH, for where the daemon listens is not known from here")
 	}
 	return d, nil
+}
+
+// possibleHost says whether s is an address, or has the characters that names have. Empty is this host.
+func possibleHost(s string) bool {
+	if ip, zone, _ := strings.Cut(s, "%"); strings.Contains(ip, ":") {
+		s = zone // url.Parse has parsed the address
+	}
+	return !strings.HasPrefix(s, "-") && strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_") == ""
+}
+
+func isText(s string) bool {
+	return utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f || r == 0xfffe || r == 0xffff })
 }
 
 // setParameters reads the query as libvirt does: & or ; between parameters, % before two digits, and a plus sign
@@ -172,8 +188,9 @@ func (d *Dest) setParameters(query string) error {
 		if value == "" {
 			return usagef("the parameter %s is empty", name)
 		}
-		if strings.ContainsFunc(value, func(r rune) bool { return r < ' ' || r == 0x7f }) {
-			return usagef("the parameter %s holds a control character", name)
+		// Names go to the daemon in XML, which has no others.
+		if !isText(value) {
+			return usagef("the parameter %s is not text in UTF-8, or holds a control character", name)
 		}
 		seen[name] = value
 	}

@@ -24,27 +24,26 @@ import (
 // link is an open way to a daemon.
 type link struct {
 	net.Conn
+	under net.Conn    // what carries Conn, if that is another
 	shell *ssh.Client // nil where the host is not reached over ssh
 }
 
+// Close does not wait for a peer that reads nothing, as closing TLS and a channel of ssh in order would.
 func (l link) Close() error {
-	err := l.Conn.Close()
-	if l.shell != nil {
-		err = errors.Join(err, l.shell.Close())
+	if l.under != nil {
+		l.under.Close()
 	}
-	return err
+	return l.Conn.Close()
 }
 
-func dial(ctx context.Context, d Dest) (link, error) {
-	var l link
-	var err error
+func dial(ctx context.Context, d Dest) (l link, err error) {
 	switch d.transport {
 	case "unix":
 		l.Conn, err = dialUnix(ctx, d)
 	case "ssh":
 		l, err = dialSSH(ctx, d)
 	case "tls":
-		l.Conn, err = dialTLS(ctx, d)
+		l, err = dialTLS(ctx, d)
 	default:
 		l.Conn, err = dialTCP(ctx, d, "16509")
 	}
@@ -100,21 +99,21 @@ func dialUnix(ctx context.Context, d Dest) (net.Conn, error) {
 	return nil, first
 }
 
-func dialTLS(ctx context.Context, d Dest) (net.Conn, error) {
+func dialTLS(ctx context.Context, d Dest) (link, error) {
 	conf, err := tlsConfig(d)
 	if err != nil {
-		return nil, err
+		return link{}, err
 	}
 	raw, err := dialTCP(ctx, d, "16514")
 	if err != nil {
-		return nil, err
+		return link{}, err
 	}
 	stop := context.AfterFunc(ctx, func() { raw.Close() })
 	defer stop()
 	c := tls.Client(raw, conf)
 	if err := c.HandshakeContext(ctx); err != nil {
 		raw.Close()
-		return nil, fmt.Errorf("TLS with %s: %w", raw.RemoteAddr(), err)
+		return link{}, fmt.Errorf("TLS with %s: %w", raw.RemoteAddr(), err)
 	}
 	// The daemon's word on the client's certificate, before all messages.
 	var verdict [1]byte
@@ -123,9 +122,9 @@ func dialTLS(ctx context.Context, d Dest) (net.Conn, error) {
 		if err == nil {
 			err = fmt.Errorf("it says %d", verdict[0])
 		}
-		return nil, fmt.Errorf("the daemon at %s does not accept the client's certificate: %w", raw.RemoteAddr(), err)
+		return link{}, fmt.Errorf("the daemon at %s does not accept the client's certificate: %w", raw.RemoteAddr(), err)
 	}
-	return c, nil
+	return link{Conn: c, under: raw}, nil
 }
 
 // tlsConfig reads the certificates that libvirt's own clients take.
@@ -188,7 +187,7 @@ func dialSSH(ctx context.Context, d Dest) (link, error) {
 	signers, closeAgent, unusable := sshKeys(ctx, d)
 	defer closeAgent()
 	if len(signers) == 0 {
-		return link{}, fmt.Errorf("no key to log in to %s with: %w", d.host, errors.Join(append(unusable, errors.New("keyfile=PATH names a key, and so does an agent in SSH_AUTH_SOCK"))...))
+		return link{}, fmt.Errorf("no key to log in to %s with: %w", d.host, joined(append(unusable, errors.New("keyfile=PATH names a key, and an agent is found by SSH_AUTH_SOCK"))))
 	}
 	conf.Auth = []ssh.AuthMethod{ssh.PublicKeys(signers...)}
 
@@ -201,14 +200,14 @@ func dialSSH(ctx context.Context, d Dest) (link, error) {
 	c, channels, requests, err := ssh.NewClientConn(raw, addr, conf)
 	if err != nil {
 		raw.Close()
-		return link{}, fmt.Errorf("logging in to %s as %s: %w", addr, conf.User, errors.Join(append([]error{hostKeyError(d, err)}, unusable...)...))
+		return link{}, fmt.Errorf("logging in to %s as %s: %w", addr, conf.User, joined(append([]error{hostKeyError(d, err)}, unusable...)))
 	}
 	client := ssh.NewClient(c, channels, requests)
 	var first error
 	for _, s := range sockets(d) {
 		conn, err := client.Dial("unix", s)
 		if err == nil {
-			return link{conn, client}, nil
+			return link{conn, raw, client}, nil
 		}
 		if first == nil {
 			first = fmt.Errorf("%s on %s: %w; does libvirtd run there, may %s open its socket, and does sshd have AllowStreamLocalForwarding?", s, d.host, err, conf.User)
@@ -216,6 +215,15 @@ func dialSSH(ctx context.Context, d Dest) (link, error) {
 	}
 	client.Close()
 	return link{}, first
+}
+
+// joined is errs in one line.
+func joined(errs []error) error {
+	err := errs[0]
+	for _, e := range errs[1:] {
+		err = fmt.Errorf("%w; %w", err, e)
+	}
+	return err
 }
 
 // setHostKeys lets only hosts in that are known. It asks for the kinds of keys that are known, for a host that has

@@ -67,7 +67,7 @@ func (o Options) check() error {
 }
 
 // Check refuses a destination that cannot be used, before any work is done: it connects, and looks at the pool, its free
-// space and what has the volume's name. Nothing is changed. Errors match ErrUsage, ErrExists, ErrInUse, ErrNoSpace
+// space and what has the volume's name. Nothing is changed but what libvirt knows: it looks at the pool anew. Errors match ErrUsage, ErrExists, ErrInUse, ErrNoSpace
 // or ErrUnsupported, or are those of the connection.
 func Check(ctx context.Context, d Dest, o Options) error {
 	if err := o.check(); err != nil {
@@ -87,6 +87,10 @@ func Check(ctx context.Context, d Dest, o Options) error {
 // prepare finds the pool, and the volume that is to be replaced, if there is one.
 func (s *session) prepare(o Options) (old *volume, err error) {
 	if err := s.findPool(o.Format); err != nil {
+		return nil, err
+	}
+	// Files that came and went behind libvirt's back count. If the pool is busy, they are found at the end.
+	if err := s.refresh(0); err != nil && !busy(err) {
 		return nil, err
 	}
 	if old, err = s.find(s.d.volume); err != nil || old == nil {
@@ -456,16 +460,8 @@ func (u *upload) place() error {
 		return err
 	}
 	u.complete = true
-	if err := u.refresh(); err != nil {
+	if err := u.refresh(busyTime); err != nil {
 		return fmt.Errorf("the disk is whole and has its name, but libvirt does not show it yet: %w; `virsh -c '%s' pool-refresh %s` makes it look", err, u.d.URI(), u.d.pool)
-	}
-	return nil
-}
-
-func (u *upload) refresh() error {
-	err := u.patiently(busyTime, func() error { return u.StoragePoolRefresh(u.pool, 0) })
-	if err != nil {
-		return u.failed(err, "refreshing pool %s", u.d.pool)
 	}
 	return nil
 }

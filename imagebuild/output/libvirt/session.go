@@ -13,6 +13,7 @@ import (
 
 	golibvirt "github.com/digitalocean/go-libvirt"
 	"github.com/digitalocean/go-libvirt/socket/dialers"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -106,6 +107,9 @@ func (s *session) failed(err error, format string, a ...any) error {
 	if s.ctx.Err() != nil {
 		return context.Cause(s.ctx)
 	}
+	if strings.Contains(strings.ToLower(err.Error()), unix.ENOSPC.Error()) {
+		err = fmt.Errorf("%w: %w", ErrNoSpace, err)
+	}
 	return fmt.Errorf(format+": %w", append(a, s.lost(err))...)
 }
 
@@ -183,13 +187,6 @@ func (s *session) findPool(format string) error {
 	if err != nil {
 		return s.failed(err, "looking for pool %s", s.d.pool)
 	}
-	state, _, _, _, err := s.StoragePoolGetInfo(s.pool)
-	if err != nil {
-		return s.failed(err, "looking at pool %s", s.d.pool)
-	}
-	if golibvirt.StoragePoolState(state) != golibvirt.StoragePoolRunning {
-		return fmt.Errorf("the storage pool %s is not active; `virsh -c '%s' pool-start %[1]s` starts it", s.d.pool, s.d.URI())
-	}
 	text, err := s.StoragePoolGetXMLDesc(s.pool, 0)
 	if err != nil {
 		return s.failed(err, "looking at pool %s", s.d.pool)
@@ -206,6 +203,22 @@ func (s *session) findPool(format string) error {
 		return fmt.Errorf("%w: pool %s is of type %s, into which libvirt cannot upload a new volume of a given name; pools of type dir, fs, netfs and, for raw disks, logical are possible", ErrUnsupported, s.d.pool, p.Type)
 	case !s.kind.files && format != "raw":
 		return fmt.Errorf("%w: pool %s is of type %s, whose volumes are block devices that hold raw disks; a %s needs a pool of type dir", ErrUnsupported, s.d.pool, p.Type, format)
+	}
+	state, _, _, _, err := s.StoragePoolGetInfo(s.pool)
+	if err != nil {
+		return s.failed(err, "looking at pool %s", s.d.pool)
+	}
+	if golibvirt.StoragePoolState(state) != golibvirt.StoragePoolRunning {
+		return fmt.Errorf("the storage pool %s is not active; `virsh -c '%s' pool-start %[1]s` starts it", s.d.pool, s.d.URI())
+	}
+	return nil
+}
+
+// refresh has libvirt look at the pool's folder anew.
+func (s *session) refresh(limit time.Duration) error {
+	err := s.patiently(limit, func() error { return s.StoragePoolRefresh(s.pool, 0) })
+	if err != nil {
+		return s.failed(err, "refreshing pool %s", s.d.pool)
 	}
 	return nil
 }
@@ -295,8 +308,11 @@ func (s *session) same(a, b string) bool {
 // checkUnused refuses a volume that something would miss: a machine that runs, or sleeps in a file, or another volume
 // that holds only what differs from it.
 func (s *session) checkUnused(v *volume) error {
-	for state, which := range map[string]golibvirt.ConnectListAllDomainsFlags{"running": golibvirt.ConnectListDomainsActive, "suspended to a file": golibvirt.ConnectListDomainsManagedsave} {
-		domains, _, err := s.ConnectListAllDomains(1, which)
+	for _, kind := range []struct {
+		state string
+		which golibvirt.ConnectListAllDomainsFlags
+	}{{"running", golibvirt.ConnectListDomainsActive}, {"suspended to a file", golibvirt.ConnectListDomainsManagedsave}} {
+		domains, _, err := s.ConnectListAllDomains(1, kind.which)
 		if err != nil {
 			return s.failed(err, "listing the machines")
 		}
@@ -313,7 +329,7 @@ func (s *session) checkUnused(v *volume) error {
 				return fmt.Errorf("the description of machine %s: %w", dom.Name, err)
 			}
 			if used {
-				return fmt.Errorf("%w: the machine %s has it as a disk and is %s; shut it down, or choose another name, for --force does not replace such a volume", ErrInUse, dom.Name, state)
+				return fmt.Errorf("volume %s in pool %s: %w: the machine %s has it as a disk and is %s; shut it down, or choose another name, for --force does not replace such a volume", v.Name, s.d.pool, ErrInUse, dom.Name, kind.state)
 			}
 		}
 	}
@@ -336,7 +352,7 @@ func (s *session) checkUnused(v *volume) error {
 				return context.Cause(s.ctx)
 			}
 			if err == nil && d.Backing != "" && s.same(d.Backing, v.Path) {
-				return fmt.Errorf("%w: the volume %s of pool %s is an overlay of it and would become unreadable; choose another name, for --force does not replace such a volume", ErrInUse, other.Name, p.Name)
+				return fmt.Errorf("volume %s in pool %s: %w: the volume %s of pool %s is an overlay of it and would become unreadable; choose another name, for --force does not replace such a volume", v.Name, s.d.pool, ErrInUse, other.Name, p.Name)
 			}
 		}
 	}
@@ -383,7 +399,7 @@ func (s *session) room(need int64, why string) error {
 		return s.failed(err, "looking at pool %s", s.d.pool)
 	}
 	if uint64(need) > available {
-		return fmt.Errorf("%w: pool %s has %d bytes free, and %s needs %d", ErrNoSpace, s.d.pool, available, why, need)
+		return fmt.Errorf("%w: pool %s has %d bytes free, and %d are needed for %s", ErrNoSpace, s.d.pool, available, need, why)
 	}
 	return nil
 }

@@ -63,14 +63,20 @@ type message struct {
 }
 
 func (c *conn) Read(p []byte) (int, error) {
+	c.mu.Lock()
+	failed := c.failed
+	c.mu.Unlock()
+	if failed != nil {
+		return 0, io.EOF
+	}
 	n, err := c.read(p)
 	if err != nil {
 		c.mu.Lock()
-		if c.failed == nil {
-			c.failed = err
-			close(c.dead)
-		}
+		c.failed = err
+		close(c.dead)
 		c.mu.Unlock()
+		// go-libvirt tries errors again that call themselves temporary, though nothing follows them.
+		err = io.EOF
 	}
 	return n, err
 }
@@ -185,10 +191,12 @@ func (s *stream) receive() (message, error) {
 	case m := <-s.in:
 		return s.check(m)
 	case <-s.c.dead:
-		// What came before the end counts.
-		if err := s.refused(); err != nil {
-			return message{}, err
-		}
+	}
+	// What came before the end counts.
+	select {
+	case m := <-s.in:
+		return s.check(m)
+	default:
 		return message{}, s.c.failed
 	}
 }
