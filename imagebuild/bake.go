@@ -45,6 +45,8 @@ type Spec struct {
 	// StorePartition puts the store on a partition of its own at the end of the disk: its filesystem's kind, or "auto"
 	// for the root's; empty where the store goes where its path lies.
 	StorePartition string
+	// Pin has CRI-O on the disk tell kubelet not to collect the images of the store.
+	Pin bool
 	// Customize is what is changed on the disk beside the store.
 	Customize customize.Spec
 	// DiskOptions are how the base is opened.
@@ -209,6 +211,11 @@ func (b *bake) run(ctx context.Context) error {
 	defer b.closeImages()
 	if err := b.openImages(ctx); err != nil {
 		return err
+	}
+	if b.Pin {
+		if err := b.planPins(); err != nil {
+			return err
+		}
 	}
 	if b.DryRun {
 		if err := b.write(ctx, newScratch(b.base.Disk), true); err != nil {

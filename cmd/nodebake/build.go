@@ -38,6 +38,7 @@ func (b *buildFlags) add(cmd *cobra.Command) {
 	f.StringVar(&b.base.Output, "output", "", "where the disk goes: `OUT` is a file, a block device, a container image that will hold it (oci:DIR, oci-archive:FILE, docker-archive:FILE, docker://NAME) or a volume of libvirt's (libvirt+URI?pool=POOL&volume=NAME)")
 	f.StringVar(&b.base.BasePath, "base-path", "", "the disk's `PATH` in a --base that is a container image (default disk/boot.qcow2, or the only file in disk/)")
 	f.StringVar(&b.base.Store, "store", imagebuild.DefaultStore, "the store's `PATH` on the node")
+	f.BoolVar(&b.base.Pin, "pin", false, "keep kubelet from collecting the images: pinned_images in a drop-in of CRI-O's")
 	f.StringVar(&b.base.Platform, "platform", "", "`OS/ARCH[/VARIANT]` of the images (default: the base disk's own)")
 	f.StringVar(&b.size, "size", "auto", "how large the disk is to be: `SIZE` (20G, 512M), +SIZE to add to the base's, or auto: no larger than needed")
 	f.StringVar(&b.base.StorePartition, "store-partition", "", "put the store on a new partition at the end of the disk, with ext4 or xfs; alone: the root's `FILESYSTEM`")

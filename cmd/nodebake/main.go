@@ -125,7 +125,7 @@ no loop device and no other program.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usage("%v; see %s --help", err, cmd.CommandPath())
 	})
-	root.AddCommand(buildCommand(), convertCommand(), inspectCommand(), imagesCommand(), imagesInCommand(), verifyCommand(), lsCommand(), catCommand(), butaneCommand(), validateCommand(), schemaCommand(), versionCommand())
+	root.AddCommand(buildCommand(), convertCommand(), inspectCommand(), imagesCommand(), imagesInCommand(), verifyCommand(), lintCommand(), diffCommand(), lsCommand(), catCommand(), butaneCommand(), validateCommand(), schemaCommand(), versionCommand())
 	return root
 }
 

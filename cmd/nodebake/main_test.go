@@ -88,7 +88,7 @@ func TestDemo(t *testing.T) {
 		{[]string{"cat", out + ":/\x1b[31m"}, 1, "?[31m"},
 		{[]string{"build", "--base", out, "--image", demoImage, "--output", filepath.Join(dir, "y"), "--report", out}, 2, "base disk itself"},
 		{[]string{"build", "--base", demoBase, "--image", demoImage, "--output", filepath.Join(dir, "y"), "--report", dir + "/./y"}, 2, "is the --output as well"},
-		{[]string{"build", "--base", demoBase, "--image", demoImage, "--output", filepath.Join(dir, "y"), "--report", dir + "/y.sha256"}, 2, "the output itself"},
+		{[]string{"build", "--base", demoBase, "--image", demoImage, "--output", filepath.Join(dir, "y"), "--report", dir + "/y.sha256"}, 2, "beside it is the --report as well"},
 		{[]string{"build", "--base", demoBase, "--image", demoImage, "--output", filepath.Join(dir, "y"), "--report", dir + "/no/y"}, 1, "the report's folder"},
 		{[]string{"build", "--base", out, "--image", demoImage, "--output", out, "--force"}, 1, "base disk itself"},
 		{[]string{"build", "--base", demoBase, "--image", demoImage, "--output", filepath.Join(dir, "y"), "--output-format", "vmdk"}, 2, "qcow2 or raw"},

@@ -94,6 +94,7 @@ var settings = []key{
 	{name: "platform", flag: "platform"},
 	{name: "size", flag: "size", kind: amount},
 	{name: "store", flag: "store"},
+	{name: "pin", flag: "pin", kind: boolean},
 	{name: "storePartition", flag: "store-partition"},
 	{name: "root", flag: "root", kind: amount},
 	{name: "allowBacking", flag: "allow-backing", kind: boolean},
