@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"go.podman.io/image/v5/docker"
@@ -93,6 +94,7 @@ func (b *bake) prepareSources() error {
 	if err := b.SourceOptions.check(); err != nil {
 		return err
 	}
+	settleHome(b.warn)
 	b.settle()
 	for _, i := range b.Images {
 		ref, names, err := storeseed.ParseReference(b.System, bakefile.Under(b.Folder, i))
@@ -107,7 +109,7 @@ func (b *bake) prepareSources() error {
 
 // settle makes the library's settings fit a machine that lacks what it takes for granted.
 func (b *bake) settle() {
-	settleHome(b.warn)
+	closedHome()
 	if b.System.BigFilesTemporaryDir == "" {
 		sys := *b.System
 		sys.BigFilesTemporaryDir = b.bigTempDir()
@@ -115,21 +117,29 @@ func (b *bake) settle() {
 	}
 }
 
-// settleHome gives a process that has no home folder one that does not exist. go.podman.io/image reads configuration
+// closedHome gives a process that has no home folder one that does not exist. go.podman.io/image reads configuration
 // there, and fails where it cannot tell the folder or may not enter it: in a container whose user is in no passwd file,
 // and in a user namespace whose root is not the machine's. What is for the whole machine, policy.json above all, counts
-// as ever, and a HOME that is set is never doubted.
-func settleHome(warn func(format string, args ...any)) {
+// as ever, and a HOME that is set is never doubted. It returns the folder that may not be entered.
+var closedHome = sync.OnceValue(func() string {
 	if os.Getenv("HOME") != "" {
-		return
+		return ""
 	}
-	if home, err := unshare.HomeDir(); err == nil {
+	home, err := unshare.HomeDir()
+	if err == nil {
 		if _, err := os.Stat(filepath.Join(home, ".config", "containers")); !errors.Is(err, fs.ErrPermission) {
-			return
+			return ""
 		}
-		warn("HOME is not set, and %s is closed to this user: no configuration is read there", home)
 	}
 	os.Setenv("HOME", "/nonexistent")
+	return home
+})
+
+// settleHome is closedHome, and says what came of it.
+func settleHome(warn func(format string, args ...any)) {
+	if home := closedHome(); home != "" {
+		warn("HOME is not set, and %s is closed to this user: no configuration is read there", home)
+	}
 }
 
 // settleRuntimeDir is settleHome for the folder that a login makes, in which the library looks for credentials. What it
