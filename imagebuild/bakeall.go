@@ -54,9 +54,15 @@ func Check(jobs []Job, report string) []Fault {
 			found = append(found, Fault{n, err})
 		}
 		bases[n] = canonical(fileOf(j.Spec.Base))
-		files := []struct{ flag, name, is string }{{"output", j.Spec.Output, b.outputKey()}, {"report", j.Spec.Report, canonical(j.Spec.Report)}}
+		type place struct{ flag, name, is string }
+		files := []place{{"output", j.Spec.Output, b.outputKey()}, {"report", j.Spec.Report, canonical(j.Spec.Report)}}
 		if !j.Spec.Locked {
-			files = append(files, struct{ flag, name, is string }{"lock", j.Spec.Lock, canonical(j.Spec.Lock)})
+			files = append(files, place{"lock", j.Spec.Lock, canonical(j.Spec.Lock)})
+		}
+		if _, taken := written[files[0].is]; !taken && b.out != nil {
+			for _, name := range b.out.besides() {
+				files = append(files, place{"output", j.Spec.Output + " has " + name + " beside it, which", canonical(name)})
+			}
 		}
 		for _, f := range files {
 			other, taken := written[f.is]
