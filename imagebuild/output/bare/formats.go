@@ -35,7 +35,7 @@ func (*zstdFormat) start() []byte { return nil }
 
 func (f *zstdFormat) worker() (func(dst, data []byte) ([]byte, uint64, error), error) {
 	w, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.EncoderLevelFromZstd(f.level)),
-		zstd.WithWindowSize(partSize), zstd.WithEncoderCRC(true))
+		zstd.WithWindowSize(partSize), zstd.WithSingleSegment(true), zstd.WithEncoderCRC(true))
 	if err != nil {
 		return nil, err
 	}
