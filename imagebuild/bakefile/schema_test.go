@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -120,6 +121,23 @@ func TestSchemaAgrees(t *testing.T) {
 	for _, c := range []string{"apiVersion: nodebake/v1\n", "kind: Bake\n", "apiVersion: nodebake/v2\nkind: Bake\n", "apiVersion: nodebake/v1\nkind: bake\n", "apiVersion: 1\nkind: Bake\n", "[]\n", "5\n"} {
 		if agree(t, s, c) {
 			t.Errorf("taken:\n%s", c)
+		}
+	}
+}
+
+func TestSchemaTakesExamples(t *testing.T) {
+	s := compiled(t)
+	names, err := filepath.Glob("../../examples/bakefile/*.yaml")
+	if err != nil || len(names) == 0 {
+		t.Fatal(names, err)
+	}
+	for _, name := range names {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !agree(t, s, string(text)) {
+			t.Errorf("%s is refused", name)
 		}
 	}
 }
