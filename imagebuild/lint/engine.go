@@ -330,7 +330,9 @@ func (v *view) checkStorageOption() error {
 	if err != nil {
 		return err
 	}
-	if t.CRIOConfig.OptionsFile < 0 {
+	p, _ := v.program(crioPrograms...)
+	library := p.dep(storageModules...)
+	if t.CRIOConfig.OptionsFile < 0 || between(library, [2]string{"1.37.0", "9999.0.0"}) {
 		return nil
 	}
 	for _, s := range v.readOnly() {
@@ -353,7 +355,7 @@ func (v *view) checkStorageOption() error {
 				f := Finding{ID: "NB035", Severity: Error, What: fmt.Sprintf("storage_option does not name the store %s", s.Path), File: e.Name, Line: keyLine(e.Old, "storage_option"),
 					Why:  "in CRI-O before 1.23 it takes the place of the stores in storage.conf (cri-o/cri-o#5435)",
 					Mend: fmt.Sprintf("add \"overlay.imagestore=%s\" to storage_option; nodebake build does", s.Path)}
-				if t.CRIOLibrary == "" {
+				if library == "" {
 					f.Severity = Warning
 					f.Why += "; which version is on the disk is not known"
 				}

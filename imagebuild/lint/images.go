@@ -244,6 +244,9 @@ func (v *view) checkCollection() error {
 	if !k.present || !c.present {
 		return nil
 	}
+	if _, err := v.config(); err != nil {
+		return err
+	}
 	high, at := k.number("image-gc-high-threshold", "imageGCHighThresholdPercent", 85)
 	age, byAge := k.set["imageMaximumGCAge"]
 	byAge = byAge && age.text != "0" && age.text != "0s" && age.text != ""

@@ -186,7 +186,7 @@ func Run(ctx context.Context, o *imagebuild.Opened, opts Options) (*Report, erro
 		if errors.Is(err, imagebuild.ErrUsage) {
 			return nil, err
 		}
-		if err != nil {
+		if err != nil && !errors.Is(err, errConfig) {
 			v.unseen(c.about, err)
 		}
 	}

@@ -261,8 +261,11 @@ func (p *program) take(info string) (flags string) {
 		case f[0] == "dep" && len(f) > 2:
 			last = f[1]
 			p.deps[last] = f[2]
-		case f[0] == "=>" && len(f) > 2 && last != "" && f[2] != "":
-			p.deps[last] = f[2]
+		case f[0] == "=>" && len(f) > 2 && last != "":
+			// A folder in the module's place has no version.
+			if _, ok := parseVersion(f[2]); ok {
+				p.deps[last] = f[2]
+			}
 		case f[0] == "build":
 			if v, ok := strings.CutPrefix(f[1], "-ldflags="); ok {
 				flags = v

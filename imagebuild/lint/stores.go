@@ -57,23 +57,20 @@ func (v *view) checkStores() error {
 
 // checkNamed asks whether storage.conf names the stores that are there, and none that are not.
 func (v *view) checkNamed() error {
-	t, err := v.config()
+	t, err := v.loaded()
 	if err != nil {
-		var syntax *storageconf.SyntaxError
-		if errors.As(err, &syntax) || !isMissing(err) {
-			f := Finding{ID: "NB018", Severity: Error, What: fmt.Sprintf("the engines' configuration cannot be read: %v", err), File: mainConf,
-				Why: "no engine starts with it", Mend: "correct the file, or remove it and bake again"}
-			// The error says which file it is, before everything else.
-			if name, _, ok := strings.Cut(err.Error(), ":"); ok && strings.HasPrefix(name, "/") {
-				f.File = name
-			}
-			if syntax != nil {
-				f.Line = syntax.Line
-			}
-			v.add(f)
-			return nil
+		f := Finding{ID: "NB018", Severity: Error, What: fmt.Sprintf("the engines' configuration cannot be read: %v", err), File: mainConf,
+			Why: "no engine starts with it; what else the configuration may do was not looked at", Mend: "correct the file, or remove it and bake again"}
+		// The error says which file it is, before everything else.
+		if name, _, ok := strings.Cut(err.Error(), ":"); ok && strings.HasPrefix(name, "/") {
+			f.File = name
 		}
-		return err
+		var syntax *storageconf.SyntaxError
+		if errors.As(err, &syntax) {
+			f.Line = syntax.Line
+		}
+		v.add(f)
+		return nil
 	}
 	name, text := confName(t)
 	for _, s := range v.readOnly() {

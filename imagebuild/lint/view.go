@@ -34,7 +34,7 @@ type view struct {
 	opts     Options
 	findings []Finding
 
-	config     func() (*storageconf.Tree, error)
+	loaded     func() (*storageconf.Tree, error)
 	stores     func() []store
 	crio       func() crioConf
 	kubelet    func() kubeletConf
@@ -49,7 +49,7 @@ type view struct {
 
 func newView(ctx context.Context, o *imagebuild.Opened, opts Options) *view {
 	v := &view{ctx: ctx, o: o, sys: o.Root.Systems[0], opts: opts, programs: map[string]program{}}
-	v.config = sync.OnceValues(o.Config)
+	v.loaded = sync.OnceValues(o.Config)
 	v.stores = sync.OnceValue(v.findStores)
 	v.crio = sync.OnceValue(v.readCRIO)
 	v.kubelet = sync.OnceValue(v.readKubelet)
@@ -59,6 +59,19 @@ func newView(ctx context.Context, o *imagebuild.Opened, opts Options) *view {
 	v.cmdlines = sync.OnceValue(v.readCmdlines)
 	v.index = sync.OnceValue(v.indexImages)
 	return v
+}
+
+// errConfig is returned by checks that need the engines' configuration where it cannot be read. That is a finding of its
+// own, and said once.
+var errConfig = errors.New("the engines' configuration cannot be read")
+
+// config is what the engines are told.
+func (v *view) config() (*storageconf.Tree, error) {
+	t, err := v.loaded()
+	if err != nil {
+		return nil, errConfig
+	}
+	return t, nil
 }
 
 // isMissing says that a name is not there, or that something above it is no folder.
