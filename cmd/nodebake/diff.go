@@ -307,6 +307,9 @@ func (p *diffText) file(c diskdiff.Change) error {
 		}
 		p.printf("  %s %s%s\n", mark(c.Kind), path, what(c, f))
 	}
+	if c.Error != "" && c.Kind != diskdiff.Unreadable {
+		p.printf("      %s\n", printable(c.Error))
+	}
 	if c.Lines == "" {
 		return nil
 	}

@@ -1,11 +1,13 @@
 package diskdiff
 
 import (
+	"archive/tar"
 	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"io"
+	"sync"
 )
 
 const (
@@ -37,7 +39,10 @@ func (w *walker) work() {
 				return
 			}
 			if err := w.do(f, buf); err != nil {
-				f.Kind, f.Error = Unreadable, err.Error()
+				f.Error = err.Error()
+				if f.Kind == Changed && len(f.Differs) == 0 {
+					f.Kind = Unreadable
+				}
 			}
 			close(f.done)
 		case <-w.ctx.Done():
@@ -47,12 +52,12 @@ func (w *walker) work() {
 }
 
 func (w *walker) do(f *finding, buf [2][]byte) error {
+	if f.compare && w.known(f) {
+		f.read = f.a.Size
+		return nil
+	}
 	var r [2]*io.SectionReader
-	for side := range r {
-		h := f.a
-		if side == 1 {
-			h = f.b
-		}
+	for side, h := range []*tar.Header{f.a, f.b} {
 		if !isFile(h) {
 			continue
 		}
@@ -66,20 +71,20 @@ func (w *walker) do(f *finding, buf [2][]byte) error {
 		if err != nil {
 			return sideError(side, err)
 		}
-		f.read = f.a.Size
-		if at >= 0 {
-			f.read = min(at-at%block+block, f.a.Size)
-			f.Differs = append(f.Differs, "content")
-		} else if len(f.Differs) == 0 {
+		if at < 0 {
+			f.read = f.a.Size
+			w.linked.add(f)
 			return nil
 		}
+		f.read = min(at-at%block+block, f.a.Size)
+		f.Differs = append(f.Differs, "content")
 	}
 	for side := range r {
 		if r[side] == nil || !f.hash {
 			continue
 		}
 		h := sha256.New()
-		if _, err := io.CopyBuffer(h, onlyReader{w.ctx, r[side]}, buf[side]); err != nil {
+		if _, err := io.CopyBuffer(h, cancelled{w.ctx, r[side]}, buf[side]); err != nil {
 			return sideError(side, err)
 		}
 		f.sum[side] = hex.EncodeToString(h.Sum(nil))
@@ -100,12 +105,62 @@ func (w *walker) do(f *finding, buf [2][]byte) error {
 	return nil
 }
 
-type onlyReader struct {
+// linked remembers pairs of files that are the same, so that their other hard links need not be read: each file of an
+// ostree deployment is in the repository too.
+type linked struct {
+	mu     sync.Mutex
+	bySize map[int64][][2]string
+	n      int
+}
+
+const (
+	// minLinked is the size in bytes from which reading a file costs more than asking whether it was read.
+	minLinked = 16 << 10
+	// maxLinked bounds the pairs that are remembered, and maxSame those of one size.
+	maxLinked = 64 << 10
+	maxSame   = 16
+)
+
+func (l *linked) add(f *finding) {
+	if f.a.Size < minLinked {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.n >= maxLinked || len(l.bySize[f.a.Size]) >= maxSame {
+		return
+	}
+	if l.bySize == nil {
+		l.bySize = map[int64][][2]string{}
+	}
+	l.bySize[f.a.Size] = append(l.bySize[f.a.Size], f.name)
+	l.n++
+}
+
+// known says whether both files were found to be the same under other names.
+func (w *walker) known(f *finding) bool {
+	if f.a.Size < minLinked {
+		return false
+	}
+	w.linked.mu.Lock()
+	pairs := w.linked.bySize[f.a.Size]
+	w.linked.mu.Unlock()
+	for _, p := range pairs {
+		a, errA := w.t.A.SameFile(p[0], f.name[0])
+		b, errB := w.t.B.SameFile(p[1], f.name[1])
+		if a && b && errA == nil && errB == nil {
+			return true
+		}
+	}
+	return false
+}
+
+type cancelled struct {
 	ctx context.Context
 	r   io.Reader
 }
 
-func (o onlyReader) Read(p []byte) (int, error) {
+func (o cancelled) Read(p []byte) (int, error) {
 	if err := o.ctx.Err(); err != nil {
 		return 0, err
 	}

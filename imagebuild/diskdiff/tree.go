@@ -21,6 +21,8 @@ type Tree interface {
 	Stat(name string) (*tar.Header, error)
 	ReadDir(name string) ([]string, error)
 	Open(name string) (*io.SectionReader, error)
+	// SameFile says whether two names are hard links to one file.
+	SameFile(a, b string) (bool, error)
 }
 
 // Pair is a folder of tree A and the folder of tree B that it is compared with.
@@ -162,6 +164,8 @@ func Compare(ctx context.Context, t Trees, o TreeOptions, emit func(Change) erro
 			select {
 			case <-f.done:
 			case <-ctx.Done():
+			}
+			if ctx.Err() != nil {
 				return total, ctx.Err()
 			}
 		}
@@ -218,6 +222,7 @@ type walker struct {
 	// folders were visited on each side, and left is how many bytes may still be read.
 	folders [2]int64
 	left    int64
+	linked  linked
 	// end is why the walk ended; it is read after found is closed.
 	end error
 }
