@@ -23,11 +23,14 @@
 //
 // The bytes of the volume are those of the file, so compressed clusters stay compressed.
 //
-// An error, or the end of the context, deletes what was made, over a new connection that has 15 seconds for it; what could not
-// be deleted is named in the error. If it comes after the old volume of a copy was deleted, the
-// temporary volume is kept and made whole, and the error names it: the disk is never lost. After a crash of this process or a lost host,
-// nodebake-*.part may be left; `virsh vol-delete` removes it. A crash between the rename and the refresh leaves the new disk in place, and
-// libvirt sees it at its next refresh.
+// An error, or the end of the context, deletes what was made, over a new connection that has 15 seconds for it. Where that is
+// not possible, or the new disk is in its place already, the error is a LeftError that says so. If it comes after the old
+// volume of a copy was deleted, the temporary volume is kept and made whole, and the error names it: the disk is never lost.
+// A daemon goes on with a call that was begun, though nobody waits for it.
+//
+// After a crash of this process or a lost host, nodebake-*.part may be left; `virsh vol-delete` removes it. A crash
+// between the rename and the refresh leaves the new disk in place, and libvirt sees it at its next refresh. One in a copy may
+// leave a volume of the right name without its first 64 KiB, which --force replaces.
 //
 // # Pools
 //

@@ -56,6 +56,18 @@ type Result struct {
 	Swap string
 }
 
+// LeftError is a failure after which not all is as it was before, as with every error of Upload that is none.
+type LeftError struct {
+	Err   error
+	state string
+}
+
+func (e *LeftError) Error() string { return e.Err.Error() + "; " + e.state }
+func (e *LeftError) Unwrap() error { return e.Err }
+
+// State says what is there now: of the volume that was to be made or replaced, and of what was made on the way.
+func (e *LeftError) State() string { return e.state }
+
 // headSize is how much of the disk's beginning is sent last. What is without it is no disk, of whatever format.
 const headSize = 64 << 10
 
@@ -108,15 +120,14 @@ func (s *session) prepare(o Options) (old *volume, err error) {
 // upload is one in the making.
 type upload struct {
 	*session
-	o        Options
-	src      qcow.Source
-	size     int64
-	temp     *volume // nil until its creation was asked for
-	old      *volume // what has the name
-	swap     swapper
-	removed  bool // the old volume
-	final    bool // a copy under the name was asked for
-	complete bool
+	o    Options
+	src  qcow.Source
+	size int64
+	temp *volume // nil until its creation was asked for
+	old  *volume // what has the name
+	swap swapper
+	// What came of the swap, as far as it is known.
+	renaming, removing, copying, copied, placed bool
 }
 
 // Upload makes the volume out of the bytes of src, which are those of a qcow2 or raw file. Until it is whole the volume
@@ -124,9 +135,9 @@ type upload struct {
 // meanwhile. Holes of src (qcow.NewFileSource knows them) and blocks of zeros are not sent and take no space, but in a
 // pool of block devices.
 //
-// It ends early with ctx's error. In any case but a crash, nothing is left behind, or the error says what. Errors match
-// those of Check, and ErrVerify.
-func Upload(ctx context.Context, d Dest, src qcow.Source, o Options) (_ Result, err error) {
+// It ends early with ctx's error. In any case but a crash, nothing is left behind, or the error is a *LeftError that says
+// what. Errors match those of Check, and ErrVerify.
+func Upload(ctx context.Context, d Dest, src qcow.Source, o Options) (Result, error) {
 	if err := o.check(); err != nil {
 		return Result{}, err
 	}
@@ -142,18 +153,17 @@ func Upload(ctx context.Context, d Dest, src qcow.Source, o Options) (_ Result, 
 	if u.old, err = s.prepare(o); err != nil {
 		return Result{}, err
 	}
-	defer func() {
-		if err != nil {
-			err = u.takeBack(ctx, err)
-		}
-	}()
-	if err := u.send(); err != nil {
-		return Result{}, err
+	if err = u.send(); err == nil {
+		err = u.place()
 	}
-	if err := u.place(); err != nil {
-		return Result{}, err
+	if err != nil {
+		return Result{}, u.takeBack(ctx, err)
 	}
-	return u.verify()
+	r, err := u.verify()
+	if err != nil && !errors.Is(err, ErrVerify) {
+		err = &LeftError{err, u.inPlace()}
+	}
+	return r, err
 }
 
 // create makes an empty raw volume. That libvirt takes it for raw keeps it from having opinions on its bytes.
@@ -453,17 +463,11 @@ func (u *upload) place() error {
 			err = u.checkSize(u.temp.StorageVol)
 		}
 		if err == nil {
+			u.renaming = true
 			err = u.swap.rename(u.ctx, u.o.Force)
 		}
 	}
-	if err != nil {
-		return err
-	}
-	u.complete = true
-	if err := u.refresh(busyTime); err != nil {
-		return fmt.Errorf("the disk is whole and has its name, but libvirt does not show it yet: %w; `virsh -c '%s' pool-refresh %s` makes it look", err, u.d.URI(), u.d.pool)
-	}
-	return nil
+	return err
 }
 
 // copyOver has the host copy the headless disk to the volume's name, as raw bytes, and completes the copy.
@@ -473,31 +477,40 @@ func (u *upload) copyOver() error {
 		return err
 	}
 	if u.old != nil {
+		u.removing = true
 		if err := u.patiently(busyTime, func() error { return u.StorageVolDelete(u.old.StorageVol, 0) }); err != nil {
+			u.removing = !answered(err)
 			return u.failed(err, "deleting the old volume %s in pool %s", u.d.volume, u.d.pool)
 		}
-		u.removed = true
 	}
-	u.final = true
+	u.copying = true
 	v, err := u.clone(text)
-	if isCode(err, golibvirt.ErrStorageVolExist) {
-		u.final = false
-		return fmt.Errorf("volume %s in pool %s: %w, since the upload began", u.d.volume, u.d.pool, ErrExists)
-	}
 	if err != nil {
+		// A daemon that says no has made nothing, or taken it back; what has the name is another's.
+		u.copying = !answered(err)
+		if there, _ := u.find(u.d.volume); there != nil && !u.copying {
+			return fmt.Errorf("volume %s in pool %s: %w, since the upload began", u.d.volume, u.d.pool, ErrExists)
+		}
 		return u.failed(err, "copying volume %s to %s on the host", u.temp.Name, u.d.volume)
 	}
+	u.copied = true
 	if err := u.putHead(v); err != nil {
 		return err
 	}
 	if err := u.checkSize(v); err != nil {
 		return err
 	}
-	u.removed, u.final = false, false
+	u.placed = true
 	if err := u.patiently(busyTime, func() error { return u.StorageVolDelete(u.temp.StorageVol, 0) }); err != nil {
 		return u.failed(err, "deleting the temporary volume %s in pool %s", u.temp.Name, u.d.pool)
 	}
 	return nil
+}
+
+// answered says whether a call failed because the daemon says so, as against for want of an answer.
+func answered(err error) bool {
+	var e golibvirt.Error
+	return errors.As(err, &e)
 }
 
 // clone shares the blocks of the temporary volume where the filesystem can.
@@ -529,8 +542,11 @@ func (u *upload) checkSize(v golibvirt.StorageVol) error {
 	return nil
 }
 
-// verify holds what libvirt says of the volume against what was sent.
+// verify has libvirt look at the pool, and holds what it says of the volume against what was sent.
 func (u *upload) verify() (Result, error) {
+	if err := u.refresh(busyTime); err != nil {
+		return Result{}, err
+	}
 	v, err := u.find(u.d.volume)
 	if err != nil {
 		return Result{}, err
@@ -546,54 +562,104 @@ func (u *upload) verify() (Result, error) {
 		r.Swap = "copy"
 	}
 	switch {
-	case u.kind.files && v.Format.Type != u.o.Format:
-		return r, fmt.Errorf("%w: libvirt takes volume %s for %s and not %s", ErrVerify, u.d.volume, v.Format.Type, u.o.Format)
-	case u.kind.files && u.o.Capacity > 0 && r.Capacity != u.o.Capacity:
+	// What libvirt makes of the contents of a raw disk is its own affair.
+	case u.o.Format == "qcow2" && v.Format.Type != "qcow2":
+		return r, fmt.Errorf("%w: libvirt takes volume %s for %s and not qcow2", ErrVerify, u.d.volume, v.Format.Type)
+	case u.kind.files && v.Format.Type == u.o.Format && u.o.Capacity > 0 && r.Capacity != u.o.Capacity:
 		return r, fmt.Errorf("%w: libvirt takes volume %s for a disk of %d bytes and not %d", ErrVerify, u.d.volume, r.Capacity, u.o.Capacity)
 	}
 	return r, nil
 }
 
 // takeBack removes what a failed upload has made, over a new connection, for the old one may be what failed. It gives
-// back the error with what could not be done.
+// back the error with what is not as it was.
 func (u *upload) takeBack(ctx context.Context, failure error) error {
-	if u.complete || u.temp == nil {
+	if u.temp == nil {
 		return failure
 	}
 	u.close()
 	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), cleanTime, fmt.Errorf("no answer within %v", cleanTime))
 	defer cancel()
-	left := u.temp.Name
 	s, err := open(ctx, u.d)
 	if err == nil {
 		defer s.close()
 		err = s.findPool(u.o.Format)
 	}
-	if err == nil && u.final {
-		if err = s.remove(u.d.volume, false); err != nil {
-			left += " and " + u.d.volume
+	left := u.temp.Name
+	if err == nil && (u.renaming || u.removing || u.copying) {
+		var more string
+		if more, err = u.settle(s); more != "" {
+			left += " and " + more
 		}
 	}
-	if u.removed {
+	if u.removing && !u.placed {
 		// The temporary volume is the only one that is left of the two.
-		again := *u
-		again.session = s
 		if err == nil {
+			again := *u
+			again.session = s
 			err = again.putHead(u.temp.StorageVol)
 		}
 		if err != nil {
-			return fmt.Errorf("%w; the old volume is gone, and of the new one %s is left in pool %s, without its first %d bytes: %w", failure, left, u.d.pool, headSize, err)
+			return &LeftError{failure, fmt.Sprintf("the old volume may be gone, and of the new one %s is in pool %s, without its first %d bytes: %v", left, u.d.pool, headSize, err)}
 		}
-		return fmt.Errorf("%w; the old volume is gone, and the new disk is the volume %s in pool %s, whole", failure, left, u.d.pool)
+		return &LeftError{failure, fmt.Sprintf("the old volume is gone, and the new disk is the volume %s in pool %s, whole", left, u.d.pool)}
 	}
 	if err == nil {
 		// Whether the daemon has begun with what it was last asked is not known if it did not answer.
 		err = s.remove(u.temp.Name, u.temp.Path == "")
 	}
-	if err != nil {
-		return fmt.Errorf("%w; left in pool %s: %s, which could not be deleted: %w", failure, u.d.pool, left, err)
+	switch {
+	case err != nil && u.placed:
+		return &LeftError{failure, fmt.Sprintf("%s; %s is left there, too, and could not be deleted: %v", u.inPlace(), left, err)}
+	case err != nil:
+		return &LeftError{failure, fmt.Sprintf("left in pool %s: %s, which could not be deleted: %v", u.d.pool, left, err)}
+	case u.placed:
+		return &LeftError{failure, u.inPlace()}
 	}
 	return failure
+}
+
+func (u *upload) inPlace() string {
+	return fmt.Sprintf("the new disk is in its place, volume %s in pool %s; `virsh -c '%s' pool-refresh %[2]s` has libvirt look at it", u.d.volume, u.d.pool, u.d.URI())
+}
+
+// settle finds out over a new connection what came of a swap that ended without an answer, and removes a copy that is
+// not whole; left is its name if it is still there.
+func (u *upload) settle(s *session) (left string, err error) {
+	if err := s.refresh(cleanTime); err != nil && !busy(err) {
+		return "", err
+	}
+	if u.placed {
+		return "", nil
+	}
+	if u.renaming {
+		v, err := s.find(u.temp.Name)
+		u.placed = err == nil && v == nil
+		return "", err
+	}
+	v, err := s.find(u.d.volume)
+	if err != nil {
+		return "", err
+	}
+	if v != nil && u.copying {
+		if !u.copied {
+			// It is the copy if it is headless. That can be told when the daemon is ready with it.
+			var head []byte
+			err := s.patiently(cleanTime, func() (err error) {
+				head, err = s.conn.download(v.StorageVol, 0, int(min(headSize, u.size)))
+				return err
+			})
+			if err != nil || !isZero(head) {
+				return u.d.volume, err
+			}
+		}
+		if err := s.remove(u.d.volume, false); err != nil {
+			return u.d.volume, err
+		}
+	} else if v != nil {
+		u.removing = false // the old volume is there still
+	}
+	return "", nil
 }
 
 // remove deletes a volume if it is there. Where it may be about to be created, that is waited for a little.
