@@ -149,6 +149,15 @@ func (c *checker) super() {
 	if c.ro&roOrphanPresent != 0 {
 		c.bad("superblock: there are orphans (orphan_present)")
 	}
+	if bad := c.compat &^ compatKnown; bad != 0 {
+		c.bad("superblock: it has unknown features (%s)", strings.Join(featureNames(bad, compatNames, "compat"), " "))
+	}
+	if c.compat&compatHasJournal != 0 && le.Uint32(sb[sbJournalDev:]) == 0 && !zero(sb[sbJournalUUID:sbJournalUUID+16]) {
+		c.bad("superblock: its journal is %x on another device, and on none", sb[sbJournalUUID:sbJournalUUID+16])
+	}
+	if bad := c.ro &^ (roWrite | roQuota | roReadonly | roOrphanPresent); bad != 0 {
+		c.bad("superblock: it has unknown features (%s)", strings.Join(featureNames(bad, roNames, "ro_compat"), " "))
+	}
 	if n := le.Uint32(sb[sbFirstInode:]); le.Uint32(sb[sbRevLevel:]) > 0 && (n < 11 || n > c.inodes) {
 		c.bad("superblock: the first inode of files is %d", n)
 	}
@@ -165,6 +174,8 @@ func (c *checker) super() {
 	} {
 		ino := le.Uint32(sb[s.at:])
 		switch {
+		case !s.set && ino > c.inodes && s.at != sbJournalInode:
+			c.bad("superblock: %s is inode %d of %d", s.what, ino, c.inodes)
 		case !s.set || ino == 0 && s.at != sbOrphanFile:
 		case ino == 0 || ino > c.inodes || ino == rootInode:
 			c.bad("superblock: %s is inode %d", s.what, ino)
@@ -179,6 +190,12 @@ func (c *checker) super() {
 
 // meta marks what group g's own structures take.
 func (c *checker) meta(g uint32) error {
+	switch flags, unused := le.Uint16(c.desc(g)[gdFlags:]), c.descCount(g, gdItableUnusedLo, gdItableUnusedHi); {
+	case !c.groupCsum && (flags&(bgInodeUninit|bgBlockUninit) != 0 || unused != 0):
+		c.bad("group %d: its descriptor has flags %#x and %d unused inodes without checksums", g, flags, unused)
+	case c.groupCsum && unused > c.ipg:
+		c.bad("group %d: %d of its %d inodes are unused", g, unused, c.ipg)
+	}
 	c.mark(c.groupStart(g), min(c.baseMetaIn(g, c.table), c.groupLen(g)), fmt.Sprintf("the superblock and descriptors of group %d", g), 0)
 	c.mark(c.descBlockNo(g, gdBlockBitmapLo, gdBlockBitmapHi), 1, fmt.Sprintf("the block bitmap of group %d", g), 0)
 	c.mark(c.descBlockNo(g, gdInodeBitmapLo, gdInodeBitmapHi), 1, fmt.Sprintf("the inode bitmap of group %d", g), 0)

@@ -141,7 +141,7 @@ func (d *dirCheck) entries(b []byte, where string, log int64) error {
 			if string(name) != want || ino != is || ino == 0 {
 				return corrupt("%s: entry %d is %q for inode %d", where, dots, name, ino)
 			}
-			if d.incompat&incompatFiletype != 0 && e[deType] != ftDir {
+			if d.incompat&incompatFiletype != 0 && e[deType] != ftDir && e[deType] != 0 {
 				d.bad("%s: %q has file type %d", where, name, e[deType])
 			}
 			dots++
@@ -197,7 +197,7 @@ func (d *dirCheck) entry(ino uint32, ft uint8, name []byte, where string) error 
 	if d.incompat&incompatFiletype != 0 {
 		want = fileType(kind)
 	}
-	if ft&^0x80 != want {
+	if ft != want && ft != 0 {
 		d.bad("%s: %q has file type %d, inode %d is a %#o", where, name, ft, ino, kind)
 	}
 	if k.links[i] < 1<<32-1 {
@@ -247,7 +247,7 @@ func (t *dxCheck) root() error {
 		return corrupt("%s: hash tree root whose first entry has length %d", where, n)
 	}
 	if d, dd := b[:12], b[12:]; le.Uint32(d) != t.names.ino || string(d[deName:deName+int(d[deNameLen])%4]) != "." || dd[deNameLen] != 2 || string(dd[deName:deName+2]) != ".." ||
-		t.recLen(dd[deRecLen:]) != int(t.bs)-recLen(1) || t.incompat&incompatFiletype != 0 && (d[deType] != ftDir || dd[deType] != ftDir) {
+		t.recLen(dd[deRecLen:]) != int(t.bs)-recLen(1) || t.incompat&incompatFiletype != 0 && (d[deType] != ftDir && d[deType] != 0 || dd[deType] != ftDir && dd[deType] != 0) {
 		return corrupt("%s: hash tree root without \".\" and \"..\"", where)
 	}
 	t.parent = le.Uint32(b[12:])

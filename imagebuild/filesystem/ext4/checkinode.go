@@ -92,6 +92,9 @@ func (c *checker) checkInode(ino uint32, raw []byte, k *checkGroup, place uint32
 			return true // where attributes begin is not known
 		}
 	}
+	if v := le.Uint32(raw[inFragment:]); v != 0 && !reserved {
+		c.bad("inode %d: the address of its fragment is %d", ino, v)
+	}
 	if le.Uint32(raw[inDtime:]) != 0 {
 		c.bad("inode %d: in use, and has a time of deletion", ino)
 	}
@@ -101,6 +104,7 @@ func (c *checker) checkInode(ino uint32, raw []byte, k *checkGroup, place uint32
 		k.folders++
 	}
 	switch {
+	case reserved:
 	case flags&flagExtents != 0 && c.incompat&incompatExtents == 0,
 		flags&flagInlineData != 0 && c.incompat&incompatInlineData == 0,
 		flags&flagIndex != 0 && (kind != modeDir || c.compat&compatDirIndex == 0),
@@ -145,13 +149,6 @@ func (c *checker) checkInode(ino uint32, raw []byte, k *checkGroup, place uint32
 		if flags&(flagExtents|flagInlineData) != 0 || size != 0 {
 			c.bad("inode %d: mode %#o with flags %#x and a size of %d", ino, mode, flags, size)
 		}
-		words := 0
-		if kind == modeChar || kind == modeBlk {
-			words = 2
-		}
-		if !zero(raw[inBlock+4*words : inBlock+inBlockLen]) {
-			c.bad("inode %d: mode %#o with a block map", ino, mode)
-		}
 	default:
 		c.bad("inode %d has mode %#o", ino, mode)
 		return true
@@ -191,6 +188,9 @@ func fastLink(raw []byte, size int64) bool {
 
 // badBlocks marks the blocks that cannot be used.
 func (c *checker) badBlocks(raw []byte) {
+	if le.Uint16(raw[inMode:]) != 0 || le.Uint16(raw[inUIDLo:]) != 0 || le.Uint16(raw[inGIDLo:]) != 0 || inodeFlags(raw)&flagExtents != 0 || c.aclBlock(raw) != 0 {
+		c.bad("inode %d: the list of bad blocks is no such list", badBlocksInode)
+	}
 	if zero(raw[inBlock : inBlock+inBlockLen]) {
 		return
 	}
@@ -329,8 +329,11 @@ func (c *checker) checkLink(ino uint32, raw []byte, size int64) {
 // checkResizeInode checks the map of the blocks that are kept for descriptors to come. The blocks are among those of
 // the groups that they are in; what the inode has to itself is the block that its map begins with.
 func (c *checker) checkResizeInode(raw []byte) error {
-	if inodeType(raw) != modeReg || le.Uint16(raw[inLinks:]) != 1 {
-		return corrupt("inode %d: the resize inode has mode %#o and %d links", resizeInode, le.Uint16(raw[inMode:]), le.Uint16(raw[inLinks:]))
+	if inodeType(raw) != modeReg {
+		return corrupt("inode %d: the resize inode has mode %#o", resizeInode, le.Uint16(raw[inMode:]))
+	}
+	if size, block := inodeSize(raw), c.aclBlock(raw); size > c.indirectMax() || block != 0 {
+		return corrupt("inode %d: the resize inode has %d bytes and the attribute block %d", resizeInode, size, block)
 	}
 	double := int64(0)
 	for i := range int64(directBlocks + 3) {
@@ -399,13 +402,6 @@ func (c *checker) checkJournal(ino uint32, raw []byte) error {
 	if inodeType(raw) != modeReg || le.Uint16(raw[inLinks:]) == 0 {
 		return corrupt("inode %d: the journal has mode %#o", ino, le.Uint16(raw[inMode:]))
 	}
-	if c.sb[sbJournalBackup] == 1 {
-		m := c.sb[sbJournalMap:]
-		if !bytes.Equal(m[:inBlockLen], raw[inBlock:inBlock+inBlockLen]) ||
-			le.Uint32(m[inBlockLen:]) != le.Uint32(raw[inSizeHi:]) || le.Uint32(m[inBlockLen+4:]) != le.Uint32(raw[inSizeLo:]) {
-			c.bad("superblock: its copy of the journal's block map is another")
-		}
-	}
 	m := newBlockMap(c.FS, ino, raw)
 	b := make([]byte, journalSuperSize)
 	if _, err := m.ReadAt(b, 0); err != nil {
@@ -426,6 +422,8 @@ func (c *checker) checkJournal(ino uint32, raw []byte) error {
 		return corrupt("inode %d: the journal must be replayed", ino)
 	case u32(jsErrno) != 0:
 		return corrupt("inode %d: the journal recorded error %d", ino, u32(jsErrno))
+	case t == journalSB2 && (u32(jsIncompat)&^journalIncompat != 0 || u32(jsROCompat) != 0):
+		return corrupt("inode %d: the journal has unknown features %#x, %#x", ino, u32(jsIncompat), u32(jsROCompat))
 	case t == journalSB2 && u32(jsIncompat)&(journalCsumV2|journalCsumV3) != 0:
 		is := u32(jsChecksum)
 		clear(b[jsChecksum : jsChecksum+4])
@@ -521,7 +519,7 @@ func (c *checker) checkEntries(b []byte, first int) (blocks int64, err error) {
 		return 0, err
 	}
 	regions := make([]region, 0, len(xs)+1)
-	at, sum := first, uint32(0)
+	at, sum, unhashed := first, uint32(0), false
 	for i, x := range xs {
 		e := b[at:]
 		size, hash := int(le.Uint32(e[xeValueSize:])), le.Uint32(e[xeHash:])
@@ -546,15 +544,15 @@ func (c *checker) checkEntries(b []byte, first int) (blocks int64, err error) {
 		if first > 0 && i > 0 && compareXattrs(xs[i-1], x) >= 0 {
 			return 0, corrupt("attribute %q is out of order", x.name)
 		}
-		if hash == 0 || i > 0 && sum == 0 {
-			sum = 0
-		} else {
-			sum = sum<<16 ^ sum>>16 ^ hash
-		}
+		sum = sum<<16 ^ sum>>16 ^ hash
+		unhashed = unhashed || hash == 0
 		at += xattrEntryLen(len(x.name))
 	}
 	if overlap(append(regions, region{first, at + 4})) {
 		return 0, corrupt("two attributes share bytes")
+	}
+	if unhashed {
+		sum = 0
 	}
 	if first > 0 && len(xs) > 0 && le.Uint32(b[xhHash:]) != sum {
 		return 0, corrupt("the attributes have the hash %#x, should be %#x", le.Uint32(b[xhHash:]), sum)
