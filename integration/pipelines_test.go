@@ -1,15 +1,25 @@
 package integration
 
 import (
+	"bytes"
 	"cmp"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
+	"github.com/opencontainers/go-digest"
+	imgv1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"go.yaml.in/yaml/v3"
 	"golang.org/x/sys/unix"
 )
 
@@ -359,5 +369,723 @@ func TestPolicyWithoutHome(t *testing.T) {
 				t.Errorf("it warns\n%s", o)
 			}
 		})
+	}
+}
+
+// pipelines is where the examples are.
+const pipelines = "../examples/pipelines"
+
+// examplesCopy is a copy of the examples that a pipeline may read and that has no more than they have.
+func examplesCopy(t testing.TB) string {
+	t.Helper()
+	dir := openDir(t, 0o755) + "/examples"
+	run(t, "cp", "-r", "../examples", dir)
+	return dir
+}
+
+// strictly decodes YAML in which nothing may be that into does not know.
+func strictly(t testing.TB, name string, text []byte, into any) {
+	t.Helper()
+	d := yaml.NewDecoder(bytes.NewReader(text))
+	d.KnownFields(true)
+	if err := d.Decode(into); err != nil {
+		t.Fatalf("%s: %v", name, err)
+	}
+}
+
+// containerImage is the container image of nodebake, unpacked.
+type containerImage struct {
+	rootfs, source string
+	config         imgv1.ImageConfig
+}
+
+// madeImage makes the image as the Containerfile says, but for its first stage's own image, which is of a registry: the
+// command of that stage runs here, on the files that the context has.
+var madeImage = sync.OnceValues(func() (containerImage, error) {
+	dir, err := os.MkdirTemp(scratch, "image.")
+	if err != nil {
+		return containerImage{}, err
+	}
+	i := containerImage{rootfs: dir + "/rootfs", source: dir + "/source"}
+	b := builder{}
+	b.do(os.Chmod(scratch, 0o711), os.Chmod(dir, 0o755), os.Mkdir(i.source, 0o755), os.Mkdir(i.rootfs, 0o755))
+	ignore, err := os.ReadFile("../.containerignore")
+	b.do(err)
+	for n, line := range strings.Fields(string(ignore)) {
+		switch {
+		case n == 0 && line == "*":
+		case n > 0 && strings.HasPrefix(line, "!"):
+			b.tool("cp", "-r", "../"+line[1:], i.source)
+		default:
+			b.do(fmt.Errorf(".containerignore: the test does not know %q", line))
+		}
+	}
+	file, err := os.ReadFile("../Containerfile")
+	b.do(err)
+	// The one command of the first stage, at its end.
+	text := strings.ReplaceAll(string(file), "\\\n", "")
+	at, end := strings.Index(text, "\nRUN "), strings.Index(text, "\nFROM scratch\n")
+	if b.err == nil && (at < 0 || end < at || strings.Count(text, "\nRUN ") != 1) {
+		b.do(errors.New("the Containerfile is not as the test knows it"))
+	}
+	if b.err != nil {
+		return i, b.err
+	}
+	const epoch = "1700000000"
+	script := strings.ReplaceAll(text[at+len("\nRUN "):end], "/out/", dir+"/stage/out/")
+	_, err = toolEnv([]string{"TARGETOS=", "TARGETARCH=", "VERSION=v0.0.0-test"}, "sh", "-c", `cd "$1" && `+script, "sh", i.source)
+	b.do(err)
+	var layouts []string
+	for n := range 2 {
+		layout := fmt.Sprintf("%s/layout%d", dir, n)
+		layouts = append(layouts, layout)
+		common := []string{"--root", dir + "/root", "--runroot", dir + "/run", "--storage-driver", "vfs"}
+		b.tool("buildah", append(common, "build", "-q", "--isolation", "chroot", "--no-cache", "--timestamp", epoch, "--build-arg", "VERSION=v0.0.0-test",
+			"--build-context", "build="+dir+"/stage", "-f", "../Containerfile", "-t", "nodebake", i.source)...)
+		b.tool("buildah", append(common, "push", "-q", "nodebake", "oci:"+layout+":nodebake")...)
+	}
+	b.do(os.RemoveAll(dir + "/root"))
+	blob := func(layout string, d digest.Digest) []byte {
+		raw, err := os.ReadFile(layout + "/blobs/sha256/" + d.Encoded())
+		b.do(err)
+		return raw
+	}
+	var manifests []digest.Digest
+	for _, layout := range layouts {
+		var index imgv1.Index
+		raw, err := os.ReadFile(layout + "/index.json")
+		b.do(err, json.Unmarshal(raw, &index))
+		if b.err != nil {
+			return i, b.err
+		}
+		manifests = append(manifests, index.Manifests[0].Digest)
+	}
+	if manifests[0] != manifests[1] {
+		b.do(fmt.Errorf("two builds of the same are the images %s and %s", manifests[0], manifests[1]))
+	}
+	var manifest imgv1.Manifest
+	var config imgv1.Image
+	b.do(json.Unmarshal(blob(layouts[0], manifests[0]), &manifest))
+	b.do(json.Unmarshal(blob(layouts[0], manifest.Config.Digest), &config))
+	for _, l := range manifest.Layers {
+		b.tool("tar", "--numeric-owner", "-xpf", layouts[0]+"/blobs/sha256/"+l.Digest.Encoded(), "-C", i.rootfs)
+	}
+	i.config = config.Config
+	return i, b.err
+})
+
+func theImage(t testing.TB) containerImage {
+	t.Helper()
+	requires(t, "root", "buildah", "make", "go", "setpriv", "unshare")
+	i, err := madeImage()
+	check(t, err)
+	return i
+}
+
+// user is a user of the image as a pod or podman runs it: the image's own, without capabilities.
+func (i containerImage) user(t testing.TB) stranger {
+	t.Helper()
+	id, group, _ := strings.Cut(i.config.User, ":")
+	if n, err := strconv.Atoi(id); err != nil || n == 0 || group != id {
+		t.Fatalf("the image's user is %q, which Kubernetes does not know for another than root", i.config.User)
+	}
+	// Beyond the image the user is one that owns nothing, even if the machine has one of that number.
+	return stranger{id: 41234, env: append([]string{"HOME=/"}, i.config.Env...), dir: i.config.WorkingDir,
+		private: []string{"--user", "--net", "--map-user=" + id, "--map-group=" + id}}
+}
+
+// TestContainerfile builds the image and bakes in it, read-only, as its user.
+func TestContainerfile(t *testing.T) {
+	i := theImage(t)
+	if got := i.config.Entrypoint; !slices.Equal(got, []string{"/nodebake"}) {
+		t.Errorf("the entrypoint is %q", got)
+	}
+	for _, l := range []string{"title", "description", "source", "version"} {
+		if i.config.Labels["org.opencontainers.image."+l] == "" {
+			t.Errorf("the image has no label %s: %v", l, i.config.Labels)
+		}
+	}
+	var names []string
+	check(t, filepath.WalkDir(i.rootfs, func(name string, d os.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			names = append(names, strings.TrimPrefix(name, i.rootfs))
+		}
+		return err
+	}))
+	const authorities = "/etc/ssl/certs/ca-certificates.crt"
+	if !slices.Equal(names, []string{authorities, "/nodebake"}) {
+		t.Errorf("the image's files are %q", names)
+	}
+	certificates, err := os.ReadFile(i.rootfs + authorities)
+	check(t, err)
+	if !x509.NewCertPool().AppendCertsFromPEM(certificates) {
+		t.Error("the image has no certificate authorities")
+	}
+
+	examples, out := examplesCopy(t), openDir(t, 0o777)
+	user := i.user(t)
+	j := newJail(t, i.rootfs, nil, []bind{{examples, "/examples", false}, {out, i.config.WorkingDir, true}})
+	version := user.as(t, j.root, append(i.config.Entrypoint, "version")...)
+	if !strings.HasPrefix(version.stdout, "nodebake v0.0.0-test ") {
+		t.Errorf("%s", version)
+	}
+	args := func(examples, out string) []string {
+		return []string{"build", "-q", "--base", examples + "/demo/ostree.qcow2", "--image", "oci-archive:" + examples + "/demo/hello.oci.tar", "--output", out}
+	}
+	if o := user.as(t, j.root, append(i.config.Entrypoint, args("/examples", "node.qcow2")...)...); o.code != exitDone {
+		t.Fatalf("%s", o)
+	}
+	ours := tempDir(t) + "/node.qcow2"
+	if o := nodebake(t, args("../examples", ours)...); o.code != exitDone {
+		t.Fatalf("%s", o)
+	}
+	sameFiles(t, ours, out+"/node.qcow2", true)
+	if o := user.as(t, j.root, append(i.config.Entrypoint, args("/examples", "/node.qcow2")...)...); o.code != exitFailed || !strings.Contains(o.stderr, "read-only file system") {
+		t.Errorf("the root can be written: %s", o)
+	}
+}
+
+// The parts of Kubernetes' objects that the examples use, and no more: what another field means to a run, the runner
+// below would have to know.
+type (
+	securityContext struct {
+		RunAsNonRoot             bool  `yaml:"runAsNonRoot"`
+		RunAsUser                int   `yaml:"runAsUser"`
+		RunAsGroup               int   `yaml:"runAsGroup"`
+		FSGroup                  int   `yaml:"fsGroup"`
+		AllowPrivilegeEscalation *bool `yaml:"allowPrivilegeEscalation"`
+		ReadOnlyRootFilesystem   bool  `yaml:"readOnlyRootFilesystem"`
+		Capabilities             struct{ Drop []string }
+		SeccompProfile           struct{ Type string } `yaml:"seccompProfile"`
+	}
+	resources   struct{ Requests, Limits map[string]string }
+	volumeMount struct {
+		Name      string
+		MountPath string `yaml:"mountPath"`
+		ReadOnly  bool   `yaml:"readOnly"`
+	}
+	parameter struct {
+		Name, Description string
+		Type              string
+		Value             any
+		Default           any
+	}
+	object struct {
+		APIVersion string `yaml:"apiVersion"`
+		Kind       string
+		Metadata   struct {
+			Name         string
+			GenerateName string `yaml:"generateName"`
+		}
+	}
+	claim struct {
+		ClaimName string `yaml:"claimName"`
+		ReadOnly  bool   `yaml:"readOnly"`
+	}
+)
+
+// pod is one container as it runs, all variables resolved.
+type pod struct {
+	name, image string
+	argv        []string
+	mounts      []volumeMount
+	resources   resources
+	// pod and own are the security contexts of both.
+	pod, own securityContext
+}
+
+// podRunner runs pods: an image, and the volumes by their names.
+type podRunner struct {
+	image   containerImage
+	volumes map[string]string
+	online  bool
+}
+
+// run runs a pod as a cluster that enforces the restricted profile would, and in the memory that it asks for.
+func (c podRunner) run(t testing.TB, p pod) {
+	t.Helper()
+	user := c.image.user(t)
+	id := cmp.Or(p.own.RunAsUser, p.pod.RunAsUser)
+	if group := cmp.Or(p.own.RunAsGroup, p.pod.RunAsGroup); c.image.config.User != fmt.Sprintf("%d:%d", id, group) {
+		t.Errorf("%s runs as %d:%d, and the image's user is %s", p.name, id, group, c.image.config.User)
+	}
+	if esc := p.own.AllowPrivilegeEscalation; !(p.own.RunAsNonRoot || p.pod.RunAsNonRoot) || esc == nil || *esc || !p.own.ReadOnlyRootFilesystem ||
+		!slices.Equal(p.own.Capabilities.Drop, []string{"ALL"}) || cmp.Or(p.own.SeccompProfile.Type, p.pod.SeccompProfile.Type) != "RuntimeDefault" {
+		t.Errorf("%s is not restricted: %+v %+v", p.name, p.pod, p.own)
+	}
+	if p.image != "registry.example.com/nodebake:v1" {
+		t.Errorf("%s runs the image %q", p.name, p.image)
+	}
+	if memory := p.resources.Requests["memory"]; memory != "256Mi" || p.resources.Limits["memory"] != memory || p.resources.Requests["cpu"] == "" {
+		t.Errorf("%s asks for %v", p.name, p.resources)
+	}
+	binds := []bind{{"/proc", "/proc", false}}
+	for _, m := range p.mounts {
+		if c.volumes[m.Name] == "" {
+			t.Fatalf("%s mounts %s, which is not there", p.name, m.Name)
+		}
+		binds = append(binds, bind{c.volumes[m.Name], m.MountPath, !m.ReadOnly})
+	}
+	if c.online {
+		user.private = slices.DeleteFunc(user.private, func(f string) bool { return f == "--net" })
+	}
+	j := newJail(t, c.image.rootfs, nil, binds)
+	line := user.line(t, j.root, p.argv...)
+	o := measured(t, line[0], line[1:]...)
+	if o.code != exitDone {
+		t.Errorf("%s: %s", p.name, o)
+	}
+	if o.usage.Maxrss > 256<<10 {
+		t.Errorf("%s: it takes %d KiB", p.name, o.usage.Maxrss)
+	}
+}
+
+// resolve replaces a template's variables, of which none may be unknown.
+func resolve(t testing.TB, pattern *regexp.Regexp, vars map[string]string, text string) string {
+	t.Helper()
+	return pattern.ReplaceAllStringFunc(text, func(v string) string {
+		name := strings.TrimSpace(pattern.FindStringSubmatch(v)[1])
+		value, ok := vars[name]
+		if !ok {
+			t.Errorf("%s: nothing is called %s", text, name)
+		}
+		return value
+	})
+}
+
+// argoTemplate is a template of a workflow.
+type argoTemplate struct {
+	Name   string
+	Inputs struct{ Parameters []parameter }
+	Steps  [][]struct {
+		Name, Template string
+		WithParam      string `yaml:"withParam"`
+		Arguments      struct{ Parameters []parameter }
+	}
+	RetryStrategy struct{ Limit string } `yaml:"retryStrategy"`
+	Container     *struct {
+		Image           string
+		Command, Args   []string
+		VolumeMounts    []volumeMount `yaml:"volumeMounts"`
+		Resources       resources
+		SecurityContext securityContext `yaml:"securityContext"`
+	}
+}
+
+type argoWorkflow struct {
+	object `yaml:",inline"`
+	Spec   struct {
+		Entrypoint      string
+		Parallelism     int
+		Arguments       struct{ Parameters []parameter }
+		SecurityContext securityContext `yaml:"securityContext"`
+		Volumes         []struct {
+			Name                  string
+			PersistentVolumeClaim claim `yaml:"persistentVolumeClaim"`
+		}
+		Templates []argoTemplate
+	}
+}
+
+var argoVariable = regexp.MustCompile(`\{\{([^}]*)\}\}`)
+
+// runArgo runs a workflow on a cluster: the steps of a list in order, and what is in one of them at the same time.
+func runArgo(t *testing.T, c podRunner, params map[string]string) {
+	t.Helper()
+	text, err := os.ReadFile(pipelines + "/argo.yaml")
+	check(t, err)
+	var w argoWorkflow
+	strictly(t, "argo.yaml", text, &w)
+	if w.APIVersion != "argoproj.io/v1alpha1" || w.Kind != "WorkflowTemplate" || w.Metadata.Name == "" || w.Spec.Parallelism < 1 {
+		t.Errorf("the object is %+v", w.object)
+	}
+	vars := map[string]string{}
+	for _, p := range w.Spec.Arguments.Parameters {
+		v, given := params[p.Name]
+		if def, ok := p.Value.(string); !given && ok {
+			v, given = def, true
+		}
+		if !given {
+			t.Fatalf("the parameter %s is not given", p.Name)
+		}
+		vars["workflow.parameters."+p.Name] = v
+	}
+	readOnly := map[string]bool{}
+	for _, v := range w.Spec.Volumes {
+		readOnly[v.Name] = v.PersistentVolumeClaim.ReadOnly
+		if v.PersistentVolumeClaim.ClaimName == "" {
+			t.Errorf("the volume %s is of no claim", v.Name)
+		}
+	}
+	var enter func(name string, vars map[string]string)
+	enter = func(name string, vars map[string]string) {
+		i := slices.IndexFunc(w.Spec.Templates, func(t argoTemplate) bool { return t.Name == name })
+		if i < 0 {
+			t.Errorf("there is no template %s", name)
+			return
+		}
+		tpl := w.Spec.Templates[i]
+		for _, in := range tpl.Inputs.Parameters {
+			if _, ok := vars["inputs.parameters."+in.Name]; !ok {
+				t.Errorf("the template %s is not given %s", name, in.Name)
+			}
+		}
+		if tpl.Container != nil {
+			k := tpl.Container
+			p := pod{name: name + " " + vars["inputs.parameters.disk"], image: resolve(t, argoVariable, vars, k.Image), resources: k.Resources,
+				pod: w.Spec.SecurityContext, own: k.SecurityContext, mounts: slices.Clone(k.VolumeMounts)}
+			for n, m := range p.mounts {
+				ro, ok := readOnly[m.Name]
+				if !ok {
+					t.Errorf("the template %s mounts %s, which is no volume", name, m.Name)
+				}
+				p.mounts[n].ReadOnly = m.ReadOnly || ro
+			}
+			for _, a := range slices.Concat(k.Command, k.Args) {
+				p.argv = append(p.argv, resolve(t, argoVariable, vars, a))
+			}
+			c.run(t, p)
+			return
+		}
+		for _, group := range tpl.Steps {
+			var beside sync.WaitGroup
+			for _, s := range group {
+				items := []string{""}
+				if s.WithParam != "" {
+					check(t, json.Unmarshal([]byte(resolve(t, argoVariable, vars, s.WithParam)), &items))
+				}
+				for _, item := range items {
+					inner := map[string]string{"item": item}
+					for name, v := range vars {
+						inner[name] = v
+					}
+					next := map[string]string{}
+					for name, v := range vars {
+						if strings.HasPrefix(name, "workflow.") {
+							next[name] = v
+						}
+					}
+					for _, a := range s.Arguments.Parameters {
+						next["inputs.parameters."+a.Name] = resolve(t, argoVariable, inner, a.Value.(string))
+					}
+					beside.Go(func() { enter(s.Template, next) })
+				}
+			}
+			beside.Wait()
+		}
+	}
+	enter(w.Spec.Entrypoint, vars)
+}
+
+type tektonWorkspace struct {
+	Name, Description, Workspace string
+	ReadOnly, Optional           bool
+}
+
+type tektonTask struct {
+	object `yaml:",inline"`
+	Spec   struct {
+		Description string
+		Params      []parameter
+		Workspaces  []struct {
+			Name, Description string
+			ReadOnly          bool `yaml:"readOnly"`
+			Optional          bool
+		}
+		StepTemplate struct {
+			ComputeResources resources       `yaml:"computeResources"`
+			SecurityContext  securityContext `yaml:"securityContext"`
+		} `yaml:"stepTemplate"`
+		Steps []struct {
+			Name, Image   string
+			Command, Args []string
+		}
+	}
+}
+
+type tektonPipeline struct {
+	object `yaml:",inline"`
+	Spec   struct {
+		Description string
+		Params      []parameter
+		Workspaces  []struct {
+			Name     string
+			Optional bool
+		}
+		Tasks []struct {
+			Name       string
+			TaskRef    struct{ Name string } `yaml:"taskRef"`
+			Params     []parameter
+			Matrix     struct{ Params []parameter }
+			Workspaces []struct{ Name, Workspace string }
+		}
+	}
+}
+
+type tektonRun struct {
+	object `yaml:",inline"`
+	Spec   struct {
+		PipelineRef struct{ Name string } `yaml:"pipelineRef"`
+		Params      []parameter
+		Workspaces  []struct {
+			Name                  string
+			PersistentVolumeClaim claim  `yaml:"persistentVolumeClaim"`
+			SubPath               string `yaml:"subPath"`
+		}
+		TaskRunTemplate struct {
+			PodTemplate struct {
+				SecurityContext securityContext `yaml:"securityContext"`
+			} `yaml:"podTemplate"`
+		} `yaml:"taskRunTemplate"`
+	}
+}
+
+var tektonVariable = regexp.MustCompile(`\$\(([^)]*)\)`)
+
+// runTekton runs the example's run of its pipeline on a cluster, whose volumes are by the folder in the claim.
+func runTekton(t *testing.T, c podRunner, params map[string]string) {
+	t.Helper()
+	var task tektonTask
+	var pipeline tektonPipeline
+	var r tektonRun
+	text, err := os.ReadFile(pipelines + "/tekton.yaml")
+	check(t, err)
+	first, second, _ := strings.Cut(string(text), "\n---\n")
+	strictly(t, "tekton.yaml", []byte(first), &task)
+	strictly(t, "tekton.yaml", []byte(second), &pipeline)
+	text, err = os.ReadFile(pipelines + "/tekton-run.yaml")
+	check(t, err)
+	strictly(t, "tekton-run.yaml", text, &r)
+	for _, o := range []struct {
+		object
+		kind string
+	}{{task.object, "Task"}, {pipeline.object, "Pipeline"}, {r.object, "PipelineRun"}} {
+		if o.APIVersion != "tekton.dev/v1" || o.Kind != o.kind {
+			t.Errorf("the object is %+v", o)
+		}
+	}
+	if r.Spec.PipelineRef.Name != pipeline.Metadata.Name || len(pipeline.Spec.Tasks) != 1 || pipeline.Spec.Tasks[0].TaskRef.Name != task.Metadata.Name {
+		t.Fatalf("they do not name each other: %+v %+v %+v", r, pipeline, task.Metadata)
+	}
+
+	// Values are lists; a string is a list of one.
+	values := func(v any) (list []string) {
+		if s, ok := v.(string); ok {
+			return []string{s}
+		}
+		for _, e := range v.([]any) {
+			list = append(list, e.(string))
+		}
+		return list
+	}
+	// expand resolves a value, in which an element can stand for a whole list.
+	expand := func(vars map[string][]string, v any) (list []string) {
+		for _, e := range values(v) {
+			if m := tektonVariable.FindStringSubmatch(e); m != nil && m[0] == e && strings.HasSuffix(m[1], "[*]") {
+				whole, ok := vars[strings.TrimSuffix(m[1], "[*]")]
+				if !ok {
+					t.Errorf("nothing is called %s", e)
+				}
+				list = append(list, whole...)
+				continue
+			}
+			single := map[string]string{}
+			for name, value := range vars {
+				if len(value) == 1 {
+					single[name] = value[0]
+				}
+			}
+			list = append(list, resolve(t, tektonVariable, single, e))
+		}
+		return list
+	}
+	declared := func(params []parameter, given map[string][]string) map[string][]string {
+		vars := map[string][]string{}
+		for _, p := range params {
+			v, ok := given[p.Name]
+			if !ok && p.Default != nil {
+				v, ok = values(p.Default), true
+			}
+			if !ok || p.Type != "array" && len(v) != 1 {
+				t.Fatalf("the parameter %s is %q", p.Name, v)
+			}
+			vars["params."+p.Name] = v
+			delete(given, p.Name)
+		}
+		if len(given) > 0 {
+			t.Errorf("parameters that are not declared: %v", given)
+		}
+		return vars
+	}
+
+	given := map[string][]string{}
+	for _, p := range r.Spec.Params {
+		given[p.Name] = values(p.Value)
+	}
+	for name, v := range params {
+		given[name] = []string{v}
+	}
+	vars := declared(pipeline.Spec.Params, given)
+	claims, folders := map[string]bool{}, map[string]string{}
+	for _, w := range r.Spec.Workspaces {
+		claims[w.PersistentVolumeClaim.ClaimName] = true
+		folders[w.Name] = w.SubPath
+	}
+	if len(claims) != 1 {
+		t.Errorf("a pod mounts %d claims, and Tekton's affinity assistant permits one", len(claims))
+	}
+	use := pipeline.Spec.Tasks[0]
+	common := map[string][]string{}
+	for _, p := range use.Params {
+		common[p.Name] = expand(vars, p.Value)
+	}
+	if len(use.Matrix.Params) != 1 {
+		t.Fatalf("the matrix is %+v", use.Matrix)
+	}
+	var beside sync.WaitGroup
+	for _, one := range expand(vars, use.Matrix.Params[0].Value) {
+		given := map[string][]string{use.Matrix.Params[0].Name: {one}}
+		for name, v := range common {
+			given[name] = v
+		}
+		vars := declared(task.Spec.Params, given)
+		var mounts []volumeMount
+		for _, w := range task.Spec.Workspaces {
+			at := ""
+			for _, bound := range use.Workspaces {
+				if folder := folders[bound.Workspace]; bound.Name == w.Name && c.volumes[folder] != "" {
+					at = "/workspace/" + w.Name
+					mounts = append(mounts, volumeMount{folder, at, w.ReadOnly})
+				}
+			}
+			if at == "" && !w.Optional {
+				t.Fatalf("the workspace %s is not bound", w.Name)
+			}
+			vars["workspaces."+w.Name+".path"] = []string{at}
+		}
+		beside.Go(func() {
+			for _, s := range task.Spec.Steps {
+				c.run(t, pod{name: s.Name + " " + one, image: expand(vars, s.Image)[0], argv: append(expand(vars, toAny(s.Command)), expand(vars, toAny(s.Args))...),
+					mounts: mounts, resources: task.Spec.StepTemplate.ComputeResources, pod: r.Spec.TaskRunTemplate.PodTemplate.SecurityContext,
+					own: task.Spec.StepTemplate.SecurityContext})
+			}
+		})
+	}
+	beside.Wait()
+}
+
+func toAny(list []string) any {
+	var out []any
+	for _, s := range list {
+		out = append(out, s)
+	}
+	return out
+}
+
+// exampleDisks bakes the disks of the examples' bake file by hand, and gives what each is.
+func exampleDisks(t testing.TB, file, dir string, args ...string) map[string]string {
+	t.Helper()
+	sums := map[string]string{}
+	for _, d := range []string{"control", "worker"} {
+		out := dir + "/" + d + ".qcow2"
+		if o := nodebake(t, append([]string{"build", "-q", "--file", file, "--disk", d, "--output", out}, args...)...); o.code != exitDone {
+			t.Fatalf("%s", o)
+		}
+		sums[d] = hashFile(t, out)
+	}
+	if sums["control"] == sums["worker"] {
+		t.Error("the roles are alike")
+	}
+	return sums
+}
+
+func areBaked(t testing.TB, dir string, want map[string]string) {
+	t.Helper()
+	for d, sum := range want {
+		if _, err := os.Stat(dir + "/" + d + ".qcow2"); err != nil {
+			t.Errorf("%s was not baked: %v", d, err)
+		} else if hashFile(t, dir+"/"+d+".qcow2") != sum {
+			t.Errorf("%s is not what a bake by hand is", d)
+		}
+	}
+}
+
+// TestPipelineLocks holds the locks beside the bake file against new ones.
+func TestPipelineLocks(t *testing.T) {
+	examples := examplesCopy(t)
+	o := nodebake(t, "validate", examples+"/pipelines/bake.yaml")
+	if o.code != exitDone {
+		t.Fatalf("%s", o)
+	}
+	exampleDisks(t, examples+"/pipelines/bake.yaml", tempDir(t))
+	for _, d := range []string{"control", "worker"} {
+		sameFiles(t, examples+"/pipelines/"+d+".lock.json", pipelines+"/"+d+".lock.json", true)
+	}
+}
+
+// TestPipelinesInCluster runs the workflow and the pipeline as their engines do: every container in the image that the
+// Containerfile makes, without rights, with a read-only root, its volumes mounted as it says; the disks at the same time.
+func TestPipelinesInCluster(t *testing.T) {
+	i := theImage(t)
+	examples := examplesCopy(t)
+	want := exampleDisks(t, examples+"/pipelines/bake.yaml", tempDir(t), "--locked")
+	params := map[string]string{"image": "registry.example.com/nodebake:v1", "file": "pipelines/bake.yaml"}
+	for _, c := range []struct {
+		name string
+		run  func(*testing.T, podRunner, map[string]string)
+		none string // a volume that is left out
+	}{{"argo", runArgo, ""}, {"tekton", runTekton, ""}, {"tekton without a cache", runTekton, "cache"}} {
+		t.Run(c.name, func(t *testing.T) {
+			disks := openDir(t, 0o777)
+			volumes := map[string]string{"sources": examples, "disks": disks, "cache": openDir(t, 0o777)}
+			delete(volumes, c.none)
+			c.run(t, podRunner{image: i, volumes: volumes}, params)
+			areBaked(t, disks, want)
+		})
+	}
+}
+
+// TestPipelineCache is the way of the README: a lock made on a desk, bakes in a cluster that share a cache, and the same
+// bytes, also when the tags have moved on, and when the registry is gone.
+func TestPipelineCache(t *testing.T) {
+	i := theImage(t)
+	hello, other := testImages(t)["hello"], someImage(t, "localhost/other:1", 9, 200000)
+	addr := registry(t)
+	push(t, hello.oci(), addr+"/team/app:v1")
+	front := newFront(t, addr, nil)
+	front.knows(t, hello)
+	examples := examplesCopy(t)
+	bakeFile := fmt.Sprintf(`apiVersion: nodebake/v1
+kind: Bake
+base: ../demo/base.qcow2
+images: [%s/team/app:v1]
+sources:
+  insecureRegistries: [%[1]q]
+disks:
+- {name: control, output: control.qcow2, lock: control.lock.json, customize: {hostname: control}}
+- {name: worker, output: worker.qcow2, lock: worker.lock.json, customize: {hostname: worker}}
+`, front.addr)
+	file := examples + "/pipelines/bake.yaml"
+	check(t, os.WriteFile(file, []byte(bakeFile), 0o644))
+	want := exampleDisks(t, file, tempDir(t))
+	push(t, other.oci(), addr+"/team/app:v1")
+
+	params := map[string]string{"image": "registry.example.com/nodebake:v1", "file": "pipelines/bake.yaml"}
+	cache := openDir(t, 0o777)
+	for _, round := range []struct {
+		online bool
+		run    func(*testing.T, podRunner, map[string]string)
+	}{{true, runArgo}, {false, runArgo}, {false, runTekton}} {
+		disks := openDir(t, 0o777)
+		front.takes("")
+		round.run(t, podRunner{i, map[string]string{"sources": examples, "disks": disks, "cache": cache}, round.online}, params)
+		areBaked(t, disks, want)
+		if asked := front.takes("/blobs/"); !round.online && len(asked) > 0 {
+			t.Errorf("asked for: %v", asked)
+		}
+	}
+	// It is the lock that does it.
+	if sums := exampleDisks(t, file, tempDir(t), "--lock", tempDir(t)+"/lock.json"); sums["control"] == want["control"] {
+		t.Error("the tag has not moved on")
 	}
 }
