@@ -331,9 +331,27 @@ func programs(t testing.TB) map[string]string {
 	return all
 }
 
-// packages is a package database with one package.
-func packages(name, version string) func(context.Context, *imagebuild.Opened) (map[string]string, error) {
-	return func(context.Context, *imagebuild.Opened) (map[string]string, error) {
-		return map[string]string{name: version}, nil
+// rpmDatabase makes RPM's database of one package, by the real rpm.
+func rpmDatabase(t testing.TB, name, version string) string {
+	t.Helper()
+	needs(t, "rpm", "rpmbuild")
+	dir := t.TempDir()
+	spec := filepath.Join(dir, "x.spec")
+	text := fmt.Sprintf("Name: %s\nEpoch: 4\nVersion: %s\nRelease: 1.el9\nSummary: x\nLicense: x\nBuildArch: noarch\n%%description\nx\n%%files\n", name, version)
+	if err := errors.Join(os.WriteFile(spec, []byte(text), 0o644), os.Mkdir(dir+"/db", 0o755)); err != nil {
+		t.Fatal(err)
 	}
+	for _, args := range [][]string{
+		{"rpmbuild", "-bb", "--quiet", "--define", "_topdir " + dir + "/top", spec},
+		{"sh", "-c", "rpm --define '_db_backend sqlite' --dbpath " + dir + "/db -i --justdb --nodeps --force-debian " + dir + "/top/RPMS/noarch/*.rpm"},
+	} {
+		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %v\n%s", args, err, out)
+		}
+	}
+	b, err := os.ReadFile(dir + "/db/rpmdb.sqlite")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
 }

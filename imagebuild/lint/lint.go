@@ -88,9 +88,6 @@ type Options struct {
 	// The name - is Stdin.
 	Manifests []string
 	Stdin     io.Reader
-	// Packages gives the versions of installed packages by name, from a database that this package does not read (RPM's).
-	// dpkg's is read in any case. Nil is none.
-	Packages func(context.Context, *imagebuild.Opened) (map[string]string, error)
 	// LabelTime bounds how long the labels of the stores' files are compared; 0 is two minutes.
 	LabelTime time.Duration
 }

@@ -150,7 +150,8 @@ func TestFindings(t *testing.T) {
 		{name: "a podman with a fault", files: files{"/usr/bin/podman": all["podman-1.50.2"]}, want: "NB037 warning /usr/bin/podman", says: "#1733"},
 		{name: "a podman without", files: files{"/usr/bin/podman": all["podman-1.58.0"]}, info: "NB037 info /usr/bin/podman"},
 		{name: "a podman that dpkg tells of", files: files{"/usr/bin/podman": all["kubelet"], dpkgStatus: "Package: podman\nStatus: install ok installed\nVersion: 4.0.3+ds1-1\n"}, want: "NB037 warning /usr/bin/podman", says: "#12926"},
-		{name: "a podman that another database tells of", files: files{"/usr/bin/podman": all["kubelet"]}, opts: Options{Packages: packages("podman", "4:4.7.1-1.el9")}, want: "NB037 warning /usr/bin/podman", says: "#1733"},
+		{name: "a podman that RPM tells of", files: files{"/usr/bin/podman": all["kubelet"], "/usr/share/rpm/rpmdb.sqlite": rpmDatabase(t, "podman", "4.7.1")}, want: "NB037 warning /usr/bin/podman", says: "#1733"},
+		{name: "a podman and a broken database", files: files{"/usr/bin/podman": all["kubelet"], "/usr/share/rpm/rpmdb.sqlite": "x"}, info: "NB001 info"},
 		{name: "a podman that nothing tells of", files: files{"/usr/bin/podman": all["kubelet"]}, info: "NB038 info /usr/bin/podman"},
 
 		// The first boot.

@@ -3,9 +3,13 @@ package lint
 import (
 	"bufio"
 	"errors"
+	"fmt"
 	"io"
+	"path"
 	"slices"
 	"strings"
+
+	"github.com/nodebake/nodebake/imagebuild/sbom/rpmdb"
 )
 
 const (
@@ -17,7 +21,37 @@ const (
 // wanted are the packages whose version matters.
 var wanted = []string{"cri-o", "podman", "kubelet", "kubeadm"}
 
-// readPackages reads the versions of the wanted packages from dpkg's database and from Options.Packages.
+// RPM's databases: the folders that distributions have it in, and the names of its files.
+var (
+	rpmDirs  = []string{"/usr/lib/sysimage/rpm", "/usr/share/rpm", "/var/lib/rpm"}
+	rpmFiles = []string{"rpmdb.sqlite", "Packages.db", "Packages"}
+)
+
+// maxPackages bounds how many packages of an RPM database are looked at.
+const maxPackages = 1 << 18
+
+// rpmVersions reads the versions of wanted packages.
+func rpmVersions(file, wal *io.SectionReader, into map[string]string) error {
+	db, err := rpmdb.Open(file, wal)
+	if err != nil {
+		return err
+	}
+	n := 0
+	for p, err := range db.Packages() {
+		if err != nil {
+			return err
+		}
+		if n++; n > maxPackages {
+			return fmt.Errorf("it has more than %d packages", maxPackages)
+		}
+		if slices.Contains(wanted, p.Name) && into[p.Name] == "" && p.Version != "" {
+			into[p.Name] = upstream(p.Version)
+		}
+	}
+	return nil
+}
+
+// readPackages reads the versions of the wanted packages from dpkg's and RPM's databases.
 func (v *view) readPackages() map[string]string {
 	found := map[string]string{}
 	r, err := v.open(dpkgStatus)
@@ -29,15 +63,21 @@ func (v *view) readPackages() map[string]string {
 	case !isMissing(err):
 		v.unseen(dpkgStatus, err)
 	}
-	if v.opts.Packages != nil {
-		more, err := v.opts.Packages(v.ctx, v.o)
-		if err != nil {
-			v.unseen("the package database", err)
-		}
-		for _, name := range wanted {
-			if more[name] != "" && found[name] == "" {
-				found[name] = upstream(more[name])
+	for _, dir := range rpmDirs {
+		for _, name := range rpmFiles {
+			at := path.Join(dir, name)
+			file, err := v.open(at)
+			if isMissing(err) {
+				continue
 			}
+			if err == nil {
+				wal, _ := v.open(at + "-wal")
+				err = rpmVersions(file, wal, found)
+			}
+			if err != nil {
+				v.unseen(at, err)
+			}
+			break // of one folder the first database counts, as for RPM
 		}
 	}
 	return found
