@@ -1089,3 +1089,285 @@ disks:
 		t.Error("the tag has not moved on")
 	}
 }
+
+// lintShell holds a script of a pipeline against shellcheck.
+func lintShell(t testing.TB, shell, script string) {
+	t.Helper()
+	requires(t, "shellcheck")
+	name := tempDir(t) + "/script"
+	check(t, os.WriteFile(name, []byte(script), 0o644))
+	if o := command(t, nil, "shellcheck", "-s", shell, name); o.code != 0 {
+		t.Errorf("%s", o)
+	}
+}
+
+// goImage is the image of Go that builds what go.mod is for.
+func goImage(t testing.TB) string {
+	t.Helper()
+	mod, err := os.ReadFile("../go.mod")
+	check(t, err)
+	m := regexp.MustCompile(`(?m)^go (\d+\.\d+)`).FindSubmatch(mod)
+	return "docker.io/library/golang:" + string(m[1]) + "-bookworm"
+}
+
+type githubStep struct {
+	Name, If, Uses, Shell, Run string
+	With, Env                  map[string]string
+}
+
+type githubAction struct {
+	Name, Description string
+	Branding          struct{ Icon, Color string }
+	Inputs            map[string]struct{ Description, Default string }
+	Runs              struct {
+		Using string
+		Steps []githubStep
+	}
+}
+
+type githubWorkflow struct {
+	Name        string
+	On          any
+	Permissions map[string]string
+	Jobs        map[string]struct {
+		RunsOn   string `yaml:"runs-on"`
+		Strategy struct{ Matrix map[string][]string }
+		Steps    []githubStep
+	}
+}
+
+// githubInputs are the inputs of others' actions that the examples use.
+var githubInputs = map[string][]string{
+	"actions/checkout@v6":        nil,
+	"actions/setup-go@v6":        {"go-version-file", "cache"},
+	"actions/cache@v5":           {"path", "key", "restore-keys"},
+	"actions/upload-artifact@v6": {"name", "path"},
+}
+
+var githubExpression = regexp.MustCompile(`\$\{\{(.*?)\}\}`)
+
+// githubRunner runs the steps of a job, and those of the action at the top of this repository.
+type githubRunner struct {
+	action    githubAction
+	source    string // a checkout of this repository
+	workspace string // a checkout of the user's
+	temp      string
+	path      string // what steps added to PATH
+}
+
+func (g *githubRunner) steps(t *testing.T, steps []githubStep, vars map[string]string) {
+	t.Helper()
+	for _, s := range steps {
+		if !githubIf(t, s.If, vars) {
+			continue
+		}
+		with := map[string]string{}
+		for name, v := range s.With {
+			with[name] = resolve(t, githubExpression, vars, v)
+		}
+		switch {
+		case s.Uses == "nodebake/nodebake@v1":
+			inner := map[string]string{"github.action_path": g.source, "github.action_ref": "v1", "github.run_id": "1", "github.run_attempt": "1", "runner.temp": g.temp}
+			for name, in := range g.action.Inputs {
+				inner["inputs."+name] = in.Default
+			}
+			for name, v := range with {
+				if _, ok := g.action.Inputs[name]; !ok {
+					t.Errorf("the action has no input %s", name)
+				}
+				inner["inputs."+name] = v
+			}
+			g.steps(t, g.action.Runs.Steps, inner)
+		case s.Uses != "":
+			known, ok := githubInputs[s.Uses]
+			if !ok {
+				t.Errorf("the test does not know %s", s.Uses)
+			}
+			for name := range with {
+				if !slices.Contains(known, name) {
+					t.Errorf("%s has no input %s", s.Uses, name)
+				}
+			}
+			if name := with["go-version-file"]; name != "" {
+				_, err := os.Stat(name)
+				check(t, err)
+			}
+			if strings.HasPrefix(s.Uses, "actions/upload-artifact@") {
+				if found, err := filepath.Glob(g.workspace + "/" + with["path"]); err != nil || len(found) < 2 {
+					t.Errorf("the artifacts are %q", found)
+				}
+			}
+		default:
+			if strings.Contains(s.Run, "${{") {
+				t.Errorf("what an expression gives is run as a script: %s", s.Run)
+			}
+			lintShell(t, "bash", s.Run)
+			env := []string{"GITHUB_ACTION_PATH=" + g.source, "GITHUB_PATH=" + g.temp + "/path", "RUNNER_TEMP=" + g.temp, "GITHUB_WORKSPACE=" + g.workspace,
+				"PATH=" + g.path + os.Getenv("PATH")}
+			for name, v := range s.Env {
+				env = append(env, name+"="+resolve(t, githubExpression, vars, v))
+			}
+			o := command(t, env, "sh", "-c", `cd "$1" && exec bash --noprofile --norc -eo pipefail -c "$2"`, "sh", g.workspace, s.Run)
+			if o.code != 0 {
+				t.Fatalf("%s", o)
+			}
+			if added, err := os.ReadFile(g.temp + "/path"); err == nil {
+				g.path = strings.ReplaceAll(string(added), "\n", ":")
+			}
+		}
+	}
+}
+
+// githubIf decides a condition of the simple kind that the examples have.
+func githubIf(t testing.TB, condition string, vars map[string]string) bool {
+	t.Helper()
+	if condition == "" {
+		return true
+	}
+	for _, c := range strings.Split(condition, " && ") {
+		m := regexp.MustCompile(`^([a-z.]+) (==|!=) '([^']*)'$`).FindStringSubmatch(c)
+		if m == nil {
+			t.Fatalf("the test does not know the condition %s", c)
+		}
+		v, ok := vars[m[1]]
+		if !ok {
+			t.Errorf("%s: nothing is called %s", condition, m[1])
+		}
+		if (v == m[3]) != (m[2] == "==") {
+			return false
+		}
+	}
+	return true
+}
+
+// TestPipelineGitHub runs the example's workflow, and in it the action, step by step.
+func TestPipelineGitHub(t *testing.T) {
+	requires(t, "bash", "make", "go")
+	i := theImage(t) // for the files that the repository has without what tests need
+	var action githubAction
+	text, err := os.ReadFile("../action.yml")
+	check(t, err)
+	strictly(t, "action.yml", text, &action)
+	var w githubWorkflow
+	text, err = os.ReadFile(pipelines + "/github.yml")
+	check(t, err)
+	strictly(t, "github.yml", text, &w)
+	if action.Name == "" || action.Description == "" || action.Runs.Using != "composite" || w.On == nil {
+		t.Errorf("the action is %+v", action)
+	}
+	for _, s := range action.Runs.Steps {
+		if s.Run != "" && s.Shell != "bash" {
+			t.Errorf("the step %s says no shell", s.Name)
+		}
+	}
+	examples := examplesCopy(t)
+	want := exampleDisks(t, examples+"/pipelines/bake.yaml", tempDir(t), "--locked")
+	g := githubRunner{action: action, source: i.source, workspace: examples + "/pipelines"}
+	job := w.Jobs["bake"]
+	for _, disk := range job.Strategy.Matrix["disk"] {
+		g.temp, g.path = tempDir(t), ""
+		g.steps(t, job.Steps, map[string]string{"matrix.disk": disk})
+	}
+	areBaked(t, g.workspace, want)
+
+	// All disks of the file, and none.
+	g.workspace = examplesCopy(t) + "/pipelines"
+	one := []githubStep{{Uses: "nodebake/nodebake@v1", With: map[string]string{"file": "bake.yaml", "cache": "false", "args": "\n--locked\n--quiet\n"}}}
+	g.steps(t, one, nil)
+	areBaked(t, g.workspace, want)
+	g.workspace = examplesCopy(t) + "/pipelines"
+	g.steps(t, []githubStep{{Uses: "nodebake/nodebake@v1"}, {Run: "nodebake version"}}, nil)
+	mustNotExist(t, g.workspace+"/worker.qcow2")
+}
+
+type gitlabJob struct {
+	Stage     string
+	Variables map[string]string
+	Script    []string
+	Parallel  struct{ Matrix []map[string][]string }
+	Cache     struct {
+		Key   string
+		Paths []string
+	}
+	Artifacts struct {
+		Paths    []string
+		ExpireIn string `yaml:"expire_in"`
+	}
+}
+
+// TestPipelineGitLab runs the jobs of the example one after the other, each in a checkout of its own.
+func TestPipelineGitLab(t *testing.T) {
+	i := theImage(t)
+	var p struct {
+		Stages    []string
+		Default   struct{ Image string }
+		Variables map[string]string
+		Nodebake  gitlabJob
+		Bake      gitlabJob
+	}
+	text, err := os.ReadFile(pipelines + "/gitlab-ci.yml")
+	check(t, err)
+	strictly(t, "gitlab-ci.yml", text, &p)
+	if p.Default.Image != goImage(t) || !slices.Equal(p.Stages, []string{p.Nodebake.Stage, p.Bake.Stage}) {
+		t.Errorf("the image is %s, and the stages are %v", p.Default.Image, p.Stages)
+	}
+	// The one thing that is not here is the release; the same command installs this repository's files in its stead.
+	realGo, err := exec.LookPath("go")
+	check(t, err)
+	shims := tempDir(t)
+	check(t, os.WriteFile(shims+"/go", []byte(fmt.Sprintf("#!/bin/sh\nset -eu\ncd %q\nfor last; do :; done\ncase $last in github.com/nodebake/nodebake/cmd/nodebake@?*) ;; *) exit 9;; esac\nn=$#\n"+
+		"while [ $n -gt 1 ]; do set -- \"$@\" \"$1\"; shift; n=$((n-1)); done\nshift\n[ \"$3 $4\" = \"-tags %s\" ] || exit 8\nexec %q \"$@\" ./cmd/nodebake\n", i.source, buildTags, realGo)), 0o755))
+	job := func(j gitlabJob, project string, more map[string]string) {
+		t.Helper()
+		vars := map[string]string{"CI_PROJECT_DIR": project}
+		env := []string{"PATH=" + shims + ":" + os.Getenv("PATH"), "CI_PROJECT_DIR=" + project}
+		for _, m := range []map[string]string{p.Variables, j.Variables, more} {
+			for name, v := range m {
+				vars[name] = os.Expand(v, func(n string) string { return vars[n] })
+				env = append(env, name+"="+vars[name])
+			}
+		}
+		script := strings.Join(j.Script, "\n")
+		lintShell(t, "sh", script)
+		if o := command(t, env, "sh", "-c", `cd "$1" && exec sh -ec "$2"`, "sh", project, script); o.code != 0 {
+			t.Fatalf("%s", o)
+		}
+		for _, a := range j.Artifacts.Paths {
+			if found, err := filepath.Glob(filepath.Join(project, os.Expand(a, func(n string) string { return vars[n] }))); err != nil || len(found) == 0 {
+				t.Errorf("the artifacts %s are not there", a)
+			}
+		}
+	}
+	examples := examplesCopy(t)
+	want := exampleDisks(t, examples+"/pipelines/bake.yaml", tempDir(t), "--locked")
+	tool := examplesCopy(t) + "/pipelines"
+	job(p.Nodebake, tool, nil)
+	bakes := 0
+	for _, m := range p.Bake.Parallel.Matrix {
+		for _, disk := range m["DISK"] {
+			project := examplesCopy(t) + "/pipelines"
+			run(t, "cp", "-r", tool+"/bin", project)
+			job(p.Bake, project, map[string]string{"DISK": disk})
+			areBaked(t, project+"/disks", map[string]string{disk: want[disk]})
+			bakes++
+		}
+	}
+	if bakes != len(want) {
+		t.Errorf("%d disks are baked", bakes)
+	}
+}
+
+// TestContainerfileText is what is in the Containerfile and needs a registry to be tried.
+func TestContainerfileText(t *testing.T) {
+	text, err := os.ReadFile("../Containerfile")
+	check(t, err)
+	if !strings.Contains(string(text), "\nARG GO_IMAGE="+goImage(t)+"\n") {
+		t.Errorf("the Containerfile does not build with %s", goImage(t))
+	}
+	joined := strings.ReplaceAll(string(text), "\\\n", "")
+	for _, line := range strings.Split(joined, "\n") {
+		if script, ok := strings.CutPrefix(line, "RUN "); ok {
+			lintShell(t, "sh", "TARGETOS='' TARGETARCH='' VERSION=''\n"+script)
+		}
+	}
+}
