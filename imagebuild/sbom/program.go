@@ -73,7 +73,7 @@ func readProgram(r io.ReaderAt) (main Package, modules []Package, ok bool, err e
 		m := module(d.Path, d.Version)
 		if r := d.Replace; r != nil {
 			// One that is replaced by a folder keeps its name, and no version is right for it.
-			if m.Version = ""; r.Version != "" {
+			if m.Version = ""; r.Version != "" && r.Version != devel {
 				m = module(r.Path, r.Version)
 			}
 		}
@@ -92,8 +92,11 @@ func readBuildInfo(r io.ReaderAt) (info *buildinfo.BuildInfo, err error) {
 	return buildinfo.Read(r)
 }
 
+// devel is the version of what was built from a folder.
+const devel = "(devel)"
+
 func module(path, version string) Package {
-	if version == "(devel)" {
+	if version == devel {
 		version = ""
 	}
 	return Package{Type: "golang", Name: field(path), Version: field(version)}

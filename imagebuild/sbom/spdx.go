@@ -56,7 +56,8 @@ func (d *Document) spdxPackages(known licenses) iter.Seq[any] {
 			return
 		}
 		if d.OS != nil {
-			s := spdxPackage(systemID, d.OS.systemName(), d.OS.VersionID, "OPERATING-SYSTEM")
+			// The specification has a hyphen there, its JSON Schema an underscore.
+			s := spdxPackage(systemID, d.OS.systemName(), d.OS.VersionID, "OPERATING_SYSTEM")
 			s.PackageSummary = d.OS.PrettyName
 			s.PackageComment = incomplete(d.OS)
 			if !yield(s) {
