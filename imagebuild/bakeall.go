@@ -51,7 +51,9 @@ func Check(jobs []Job, report string) []Fault {
 	for n, j := range jobs {
 		b, errs := check(j.Spec)
 		for _, err := range errs {
-			found = append(found, Fault{n, err})
+			if len(found) < maxFaults {
+				found = append(found, Fault{n, err})
+			}
 		}
 		bases[n] = canonical(fileOf(j.Spec.Base))
 		type place struct{ flag, name, is string }
@@ -92,11 +94,14 @@ func Check(jobs []Job, report string) []Fault {
 	return found
 }
 
+// maxFaults bounds what Check finds in the jobs by themselves: the first are what a person reads.
+const maxFaults = 1000
+
 // check is Check for one spec.
 func check(spec Spec) (*bake, []error) {
 	var errs []error
 	add := func(err error) {
-		if err != nil {
+		if err != nil && len(errs) < maxFaults {
 			errs = append(errs, err)
 		}
 	}

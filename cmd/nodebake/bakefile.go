@@ -172,7 +172,8 @@ func (p *planner) given(flag string) bool { return p.cmd.Flags().Changed(flag) }
 // blame finds the settings that an error is of; where there is none it is the disk's.
 func (p *planner) blame(d bakefile.Disk, err error) {
 	p.each(d)
-	if slices.ContainsFunc(d.Settings, func(s bakefile.Setting) bool { return !p.good[s] }) {
+	bad := func(s bakefile.Setting) bool { good, known := p.good[s]; return known && !good }
+	if slices.ContainsFunc(d.Settings, bad) || len(p.found) >= maxFound {
 		return
 	}
 	p.found = append(p.found, p.file.Locate(d, plainly(err), p.given))
@@ -186,6 +187,9 @@ func (p *planner) each(d bakefile.Disk) {
 	for _, s := range d.Settings {
 		if _, known := p.good[s]; known {
 			continue
+		}
+		if len(p.found) >= maxFound {
+			return
 		}
 		b, set := newBuildFlags()
 		err := set.Set(s.Flag, s.Value)
@@ -244,6 +248,9 @@ func (p *planner) images(b *buildFlags, spec *imagebuild.Spec) error {
 	}
 	return nil
 }
+
+// maxFound bounds the findings of one file, of which a person reads the first.
+const maxFound = 1000
 
 // maxStdin is more than a list of images may be.
 const maxStdin = 64<<20 + 1

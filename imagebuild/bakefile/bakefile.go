@@ -86,7 +86,8 @@ const (
 	maxDisks    = 256
 	maxSettings = 100_000
 	maxFindings = 100
-	maxMessage  = 500 // bytes
+	maxKept     = 1000 // findings of which maxFindings are the first
+	maxMessage  = 500  // bytes
 )
 
 // NewError sorts findings, and keeps as many as a person reads. It is nil where there are none.
@@ -154,6 +155,7 @@ func Parse(name string, data []byte) (*File, error) {
 	}
 	r.read(data)
 	if e := NewError(r.found); e != nil {
+		e.More += r.more
 		return r.file, e
 	}
 	return r.file, nil
@@ -214,7 +216,7 @@ func (f *File) Locate(d Disk, err error, given func(flag string) bool) Finding {
 func (f *File) At(s Setting, err error, given func(flag string) bool) Finding {
 	message, _ := Translate(err.Error(), given)
 	// The finding has the key already.
-	if rest, ok := strings.CutPrefix(message, Keys()[s.Flag]); ok {
+	if rest, ok := strings.CutPrefix(message, keyOf()[s.Flag]); ok {
 		if cut, ok := strings.CutPrefix(rest, ": "); ok {
 			message = cut
 		} else if strings.HasPrefix(rest, " "+s.Value+": ") {

@@ -208,7 +208,7 @@ func TestBounds(t *testing.T) {
 		{"many disks", head + "disks:\n" + many(maxDisks+1, "- name: a\n"), "there are 257, and 256 is the most"},
 		{"many settings", head + "images: [" + many(2000, "x, ") + "]\ndisks:\n" + many(100, "- name: a\n"), "more than 100000 settings"},
 		{"many findings", head + many(5000, "- a\n"), "did not find expected key"},
-		{"many unknown keys", head + "images: [" + many(5000, "1, ") + "]", "and 4900 more"},
+		{"many wrong values", head + "images: [" + many(5000, "1, ") + "]", "and 4900 more"},
 		{"a long word", head + "size: [" + many(500_000, "x") + "]", "must be a string"},
 		{"a long key", head + many(500, "x") + ": 5", "unknown key"},
 	} {

@@ -1,9 +1,11 @@
 package bakefile
 
 import (
+	"maps"
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 )
 
 // Version and Kind are what a file must have as apiVersion and kind.
@@ -189,7 +191,9 @@ func walk(keys []key, above string, visit func(path string, k *key)) {
 }
 
 // Keys gives each flag that has a key, and where that is, as in "customize.kargs.append".
-func Keys() map[string]string {
+func Keys() map[string]string { return maps.Clone(keyOf()) }
+
+var keyOf = sync.OnceValue(func() map[string]string {
 	m := map[string]string{}
 	walk(settings, "", func(path string, k *key) {
 		if k.flag != "" {
@@ -197,14 +201,14 @@ func Keys() map[string]string {
 		}
 	})
 	return m
-}
+})
 
 var flagIn = regexp.MustCompile(`--[a-z][a-z-]*[a-z]`)
 
 // Translate puts keys in the place of flags in a sentence, but for those that were given as flags, and gives the flags
 // that it replaced.
 func Translate(sentence string, given func(flag string) bool) (translated string, flags []string) {
-	keys := Keys()
+	keys := keyOf()
 	return flagIn.ReplaceAllStringFunc(sentence, func(f string) string {
 		k, ok := keys[f[2:]]
 		if !ok || given != nil && given(f[2:]) {

@@ -16,9 +16,15 @@ import (
 type reader struct {
 	file  *File
 	found []Finding
+	// more counts the findings that were not kept.
+	more int
 }
 
 func (r *reader) fail(line, column int, path, format string, args ...any) {
+	if len(r.found) == maxKept {
+		r.more++
+		return
+	}
 	r.found = append(r.found, Finding{r.file.Name, line, column, path, fmt.Sprintf(format, args...)})
 }
 
