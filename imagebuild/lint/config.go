@@ -105,9 +105,8 @@ type kubeletConf struct {
 	present bool
 	program program
 	unit    unit
-	// file is its configuration file, config what is in it; empty where there is none.
-	file   string
-	config []byte
+	// file is its configuration file; empty where there is none.
+	file string
 	// set are the scalar fields of the configuration, of the drop-ins last, each with its place.
 	set map[string]word
 }
