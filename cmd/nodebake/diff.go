@@ -18,10 +18,11 @@ import (
 )
 
 const (
-	// shownFiles is how many file names are printed where not all of them were asked for, and shownLines how many lines
-	// of configuration.
+	// shownFiles is how many file names are printed where not all of them were asked for, shownLines how many lines
+	// of configuration, and shownText how many of one file.
 	shownFiles = 40
 	shownLines = 400
+	shownText  = 60
 	// countedFolders bounds the folders by which the rest is counted.
 	countedFolders = 12
 )
@@ -310,14 +311,16 @@ func (p *diffText) file(c diskdiff.Change) error {
 	if c.Error != "" && c.Kind != diskdiff.Unreadable {
 		p.printf("      %s\n", printable(c.Error))
 	}
-	if c.Lines == "" {
-		return nil
-	}
+	n := 0
 	for line := range strings.Lines(string(c.Lines)) {
-		if p.lines++; p.lines > shownLines && !p.all {
-			p.printf("      ...\n")
+		if !p.all && (p.lines >= shownLines || n >= shownText) {
+			if n > 0 {
+				p.printf("      ...\n")
+			}
 			break
 		}
+		n++
+		p.lines++
 		p.printf("      %s\n", printable(strings.ReplaceAll(strings.TrimSuffix(line, "\n"), "\t", "    ")))
 	}
 	return nil

@@ -248,7 +248,7 @@ func (c *Comparison) Files(ctx context.Context, o Options, emit func(Change) err
 
 // configuration says whether a path's lines are of interest, if it is a text.
 func configuration(shown string) bool {
-	for _, dir := range []string{"/etc", "/boot/loader", "/boot/grub/grub.cfg", "/boot/grub2/grub.cfg", "/usr/share/containers"} {
+	for _, dir := range []string{"/etc", "/boot/loader", "/boot/loader.0", "/boot/loader.1", "/boot/grub/grub.cfg", "/boot/grub2/grub.cfg", "/usr/share/containers"} {
 		if shown == dir || strings.HasPrefix(shown, dir+"/") {
 			return true
 		}

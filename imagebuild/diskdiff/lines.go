@@ -11,8 +11,10 @@ import (
 const (
 	// contextLines are shown around a difference.
 	contextLines = 3
-	// maxEdits bounds the work on two texts that have little in common; the memory is its square.
+	// maxEdits and maxSteps bound the work on two texts that have little in common, or the same line all over; the memory
+	// is the square of the first.
 	maxEdits = 1000
+	maxSteps = 4 << 20
 )
 
 // Lines is the unified diff from a to b, without the lines that name the files; empty if they are the same or if one
@@ -49,7 +51,7 @@ func splitLines(b []byte) []string {
 type edit struct{ from, to, at, end int }
 
 // edits finds how x becomes y, by the greedy algorithm of E. Myers, "An O(ND) Difference Algorithm and Its Variations"
-// (1986). Where that takes more than maxEdits, the middle in which the texts differ is one edit.
+// (1986). Where that takes more than maxEdits or maxSteps, the middle in which the texts differ is one edit.
 func edits(x, y []string) []edit {
 	head := 0
 	for head < len(x) && head < len(y) && x[head] == y[head] {
@@ -86,13 +88,14 @@ func edits(x, y []string) []edit {
 		}
 		return i
 	}
-	found := -1
-	for d := 0; d <= min(len(x)+len(y), maxEdits) && found < 0; d++ {
+	found, steps := -1, 0
+	for d := 0; d <= min(len(x)+len(y), maxEdits) && found < 0 && steps < maxSteps; d++ {
 		now := make([]int32, 2*d+1)
 		for k := -d; k <= d; k += 2 {
 			i := start(d, k)
 			for i < len(x) && i-k < len(y) && x[i] == y[i-k] {
 				i++
+				steps++
 			}
 			now[k+d] = int32(i)
 			if i >= len(x) && i-k >= len(y) {
