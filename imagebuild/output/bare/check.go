@@ -292,34 +292,22 @@ func (s *system) unused(d Device) error {
 			continue
 		}
 		number := s.line(s.root + "/sys/class/block/" + name + "/dev")
-		which := s.which(d, name)
 		if at, err := s.mountOf("self", number); err != nil {
 			return fmt.Errorf("%s: what is mounted cannot be told: %w", d.Path, err)
 		} else if at != "" {
-			return fmt.Errorf("%s: %w: %s, on %s; unmount it first", d.Path, ErrMounted, which, at)
+			return fmt.Errorf("%s: %w: %s on %s; unmount it first", d.Path, ErrMounted, name, at)
 		}
 		if s.swaps(number) {
-			return fmt.Errorf("%s: %w: %s is swap space; swapoff frees it", d.Path, ErrInUse, which)
+			return fmt.Errorf("%s: %w: %s is swap space; swapoff frees it", d.Path, ErrInUse, name)
 		}
 		if holders := names(s.root + "/sys/class/block/" + name + "/holders"); len(holders) > 0 {
-			return fmt.Errorf("%s: %w: %s belongs to %s", d.Path, ErrInUse, which, s.holder(holders[0]))
+			return fmt.Errorf("%s: %w: %s belongs to %s", d.Path, ErrInUse, name, s.holder(holders[0]))
 		}
 		if loop := s.loopOver(number); loop != "" {
-			return fmt.Errorf("%s: %w: %s is what the loop device %s shows; losetup -d frees it", d.Path, ErrInUse, which, loop)
+			return fmt.Errorf("%s: %w: %s is what the loop device %s shows; losetup -d frees it", d.Path, ErrInUse, name, loop)
 		}
 	}
 	return nil
-}
-
-// which names the part of a device that is used.
-func (s *system) which(d Device, name string) string {
-	switch name {
-	case d.Name:
-		return "it"
-	case d.Whole:
-		return "its disk " + name
-	}
-	return "its partition " + name
 }
 
 // busy says why a device cannot be opened for oneself.
@@ -340,7 +328,7 @@ func (s *system) busy(d Device) error {
 				continue
 			}
 			if at, _ := s.mountOf(pid, s.line(s.root+"/sys/class/block/"+name+"/dev")); at != "" {
-				return fmt.Errorf("%s: %w: %s, on %s, as the process %s (%s) sees it", d.Path, ErrMounted, s.which(d, name), at, pid, s.line(s.root+"/proc/"+pid+"/comm"))
+				return fmt.Errorf("%s: %w: %s on %s, as the process %s (%s) sees it", d.Path, ErrMounted, name, at, pid, s.line(s.root+"/proc/"+pid+"/comm"))
 			}
 		}
 	}
