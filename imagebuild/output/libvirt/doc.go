@@ -35,7 +35,7 @@
 // # Pools
 //
 // dir, fs and netfs hold files of both formats. logical holds raw disks: the bytes are sent with their zeros, as a new
-// logical volume is not empty. Into pools of the other types (disk, iscsi, scsi, mpath, rbd, gluster, zfs, vstorage) libvirt cannot upload
+// logical volume is not empty; it has whole extents and so may be larger than the disk, and what lies behind the disk's end is not touched. Into pools of the other types (disk, iscsi, scsi, mpath, rbd, gluster, zfs, vstorage) libvirt cannot upload
 // a new volume of a given name, or nobody has tested it; they are refused with ErrUnsupported.
 //
 // # Logging in

@@ -168,7 +168,7 @@ func Upload(ctx context.Context, d Dest, src qcow.Source, o Options) (Result, er
 
 // create makes an empty raw volume. That libvirt takes it for raw keeps it from having opinions on its bytes.
 func (u *upload) create(name string) (*volume, error) {
-	text, err := u.newVolume(name)
+	text, err := u.newVolume(name, u.size)
 	if err != nil {
 		return nil, err
 	}
@@ -185,8 +185,8 @@ func (u *upload) create(name string) (*volume, error) {
 	return d, nil
 }
 
-// newVolume describes a raw volume for the bytes of the file, which belongs to whom the old one belongs.
-func (u *upload) newVolume(name string) (string, error) {
+// newVolume describes a raw volume, which belongs to whom the old one belongs.
+func (u *upload) newVolume(name string, bytes int64) (string, error) {
 	type size struct {
 		Unit  string `xml:"unit,attr"`
 		Bytes int64  `xml:",chardata"`
@@ -198,9 +198,9 @@ func (u *upload) newVolume(name string) (string, error) {
 		Capacity    size         `xml:"capacity"`
 		Format      format       `xml:"target>format"`
 		Permissions *permissions `xml:"target>permissions"`
-	}{Name: name, Allocation: size{"bytes", 0}, Capacity: size{"bytes", u.size}, Format: format{"raw"}}
+	}{Name: name, Allocation: size{"bytes", 0}, Capacity: size{"bytes", bytes}, Format: format{"raw"}}
 	if !u.kind.files {
-		v.Allocation.Bytes = u.size // or a logical volume would be a snapshot of nothing
+		v.Allocation.Bytes = bytes // or a logical volume would be a snapshot of nothing
 	}
 	if u.old != nil {
 		v.Permissions = &u.old.Permissions
@@ -472,7 +472,8 @@ func (u *upload) place() error {
 
 // copyOver has the host copy the headless disk to the volume's name, as raw bytes, and completes the copy.
 func (u *upload) copyOver() error {
-	text, err := u.newVolume(u.d.volume)
+	// A logical volume is larger than the disk: it has whole extents.
+	text, err := u.newVolume(u.d.volume, max(u.size, u.temp.Capacity))
 	if err != nil {
 		return err
 	}

@@ -205,7 +205,11 @@ func TestUploadSizes(t *testing.T) {
 	t.Logf("NODEBAKE_SEED=%d", seed)
 	r := rand.New(rand.NewPCG(seed, 1))
 	sizes := []int64{1, 512, headSize - 1, headSize, headSize + 1, headSize + 513, maxPayload, headSize + maxPayload, 1<<20 + 7, 3 << 20}
-	for range 6 {
+	n := 6
+	if os.Getenv("NODEBAKE_SOAK") != "" {
+		n = 200
+	}
+	for range n {
 		sizes = append(sizes, 1+r.Int64N(4<<20))
 	}
 	for i, size := range sizes {
