@@ -777,11 +777,6 @@ func runArgo(t *testing.T, c podRunner, params map[string]string) {
 	enter(w.Spec.Entrypoint, vars)
 }
 
-type tektonWorkspace struct {
-	Name, Description, Workspace string
-	ReadOnly, Optional           bool
-}
-
 type tektonTask struct {
 	object `yaml:",inline"`
 	Spec   struct {
