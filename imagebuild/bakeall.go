@@ -63,7 +63,7 @@ func Check(jobs []Job, report string) []Fault {
 		}
 		if _, taken := written[files[0].is]; !taken && b.out != nil {
 			for _, name := range b.out.besides() {
-				files = append(files, place{"output", j.Spec.Output + " has " + name + " beside it, which", canonical(name)})
+				files = append(files, place{"output", j.Spec.Output + ": " + name + " beside it", canonical(name)})
 			}
 		}
 		for _, f := range files {

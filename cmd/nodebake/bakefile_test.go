@@ -127,7 +127,7 @@ func TestValidate(t *testing.T) {
 			"3:7: base: base DIR/b would be overwritten by the output of disk d"}},
 		{"images: [x]\nbase: b\ndisks:\n- {name: a, output: a}\n- {name: b, base: a, output: b2}\n", nil},
 		{"images: [x]\nbase: b\ndisks:\n- {name: a, output: a.raw, lock: a.raw.sha256}\n- {name: b, output: a.raw.bmap}\n", []string{
-			"6:21: disks[0].output: output DIR/a.raw has DIR/a.raw.sha256 beside it, which is the lock as well", "7:21: disks[1].output: output DIR/a.raw.bmap is the output of disk a as well"}},
+			"6:21: disks[0].output: DIR/a.raw: DIR/a.raw.sha256 beside it is the lock as well", "7:21: disks[1].output: output DIR/a.raw.bmap is the output of disk a as well"}},
 		{"images: [x]\nbase: b\nlock: l\ndisks:\n- {name: a, output: a}\n- {name: b, output: c}\n", []string{"5:7: lock: lock DIR/l is the lock of disk a as well; give each disk its own"}},
 		{"images: [x]\nbase: b\nlock: l\nlocked: true\ndisks:\n- {name: a, output: a}\n- {name: b, output: c}\n", nil},
 		{"images: [x]\nbase: b\ndisks:\n- {name: a, output: 'oci:o:a'}\n- {name: b, output: 'oci:./o:b'}\n- {name: c, output: 'oci:o:b'}\n- {name: d, output: 'docker://r/a:1'}\n- {name: e, output: 'docker://r/a:1'}\n", []string{
