@@ -1,0 +1,109 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+
+	digest "github.com/opencontainers/go-digest"
+	"github.com/spf13/cobra"
+
+	"github.com/nodebake/nodebake/imagebuild"
+	"github.com/nodebake/nodebake/imagebuild/sbom"
+)
+
+func sbomCommand() *cobra.Command {
+	var how imagebuild.DiskOptions
+	var format, output string
+	cmd := &cobra.Command{
+		Use:   "sbom DISK",
+		Short: "Write the bill of materials of a disk",
+		Long: `Write what is on a disk, as SPDX 2.3 or CycloneDX 1.6: its operating system, the container images in its stores with
+their digests, and the packages in each, as the package databases of dpkg, apk and RPM and the Go programs say.
+They are read from the disk as it is; nothing is unpacked.
+
+The document depends on the disk alone: its time is SOURCE_DATE_EPOCH, or the newest image's.`,
+		Example: `  nodebake sbom node.qcow2 --format spdx-json --output node.spdx.json
+  nodebake sbom node.raw --format cyclonedx-json`,
+		Args: exactly("DISK"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			f, err := sbom.ParseFormat(format)
+			if err != nil {
+				return usage("--format: %v", err)
+			}
+			in := sbom.Input{Name: filepath.Base(args[0]), Version: programVersion()}
+			when, err := epoch(os.Getenv("SOURCE_DATE_EPOCH"))
+			if err != nil {
+				return err
+			}
+			if when != nil {
+				in.Created = *when
+			}
+			o, err := imagebuild.OpenDisk(args[0], how)
+			if err != nil {
+				return err
+			}
+			defer o.Close()
+			doc, err := bill(cmd.Context(), o, in)
+			if err != nil {
+				return err
+			}
+			if doc.Digest, err = digestFile(cmd.Context(), args[0]); err != nil {
+				return err
+			}
+			if output == "" || output == "-" {
+				return doc.Write(cmd.OutOrStdout(), f)
+			}
+			file, err := os.Create(output)
+			if err != nil {
+				return err
+			}
+			return errors.Join(doc.Write(file, f), file.Close())
+		},
+	}
+	cmd.Flags().StringVar(&format, "format", string(sbom.SPDX), "`FORMAT` of the document: spdx-json or cyclonedx-json")
+	cmd.Flags().StringVar(&output, "output", "", "the `FILE` to write (default: standard output)")
+	addDiskFlags(cmd, &how)
+	return cmd
+}
+
+// programVersion is what this program is called in what it writes.
+func programVersion() string {
+	if info, ok := debug.ReadBuildInfo(); ok && version == "" {
+		return info.Main.Version
+	}
+	return version
+}
+
+// bill collects what is on an open disk.
+func bill(ctx context.Context, o *imagebuild.Opened, in sbom.Input) (*sbom.Document, error) {
+	stores, err := o.Stores()
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range stores {
+		in.Stores = append(in.Stores, sbom.Store{Path: s.Path, Root: s.Root})
+	}
+	r := o.Root.Release
+	in.OS = &sbom.System{ID: r.ID, VersionID: r.VersionID, PrettyName: r.PrettyName, Locate: o.Path}
+	return sbom.Collect(ctx, o.Root.Tree, in)
+}
+
+// digestFile hashes a disk's file as it lies there, whatever its format.
+func digestFile(ctx context.Context, name string) (digest.Digest, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	stop := context.AfterFunc(ctx, func() { f.Close() })
+	defer stop()
+	d := digest.SHA256.Digester()
+	if _, err := io.CopyBuffer(d.Hash(), struct{ io.Reader }{f}, make([]byte, 1<<20)); err != nil {
+		return "", errors.Join(ctx.Err(), err)
+	}
+	return d.Digest(), nil
+}
