@@ -9,8 +9,8 @@
 //     that is to be replaced. The name that was asked for is untouched, with its old contents if it has any.
 //  2. The file is sent to it, but for its first 64 KiB. Holes and zeros are sent as holes. Without its beginning the file is no
 //     disk of any format, so nobody takes it for one, libvirt included. Samples are read back and compared.
-//  3. Where the name is in use by a running machine, by one that is suspended to a file, or by an overlay, this is the
-//     end (ErrInUse): --force does not replace such a volume. A machine that is shut off is no hindrance.
+//  3. As at the beginning: where the volume of the name is in use by a running machine, by one that is suspended to a
+//     file, or by an overlay, this is the end (ErrInUse), with --force, too. A machine that is shut off is no hindrance.
 //  4. The volume gets its name in one of two ways:
 //     by a rename (Result.Swap is "rename"): the 64 KiB are sent, and the file is renamed over the old one, or, without force, to a name that must be
 //     free, by rename(2) in one step: a reader sees the old disk or the new one. It is done by this process where it
@@ -29,8 +29,8 @@
 // A daemon goes on with a call that was begun, though nobody waits for it.
 //
 // After a crash of this process or a lost host, nodebake-*.part may be left; `virsh vol-delete` removes it. A crash
-// between the rename and the refresh leaves the new disk in place, and libvirt sees it at its next refresh. One in a copy may
-// leave a volume of the right name without its first 64 KiB, which --force replaces.
+// between the rename and the refresh leaves the new disk in place, and libvirt sees it at its next refresh. One in a copy
+// may leave a volume of the right name without its first 64 KiB, which --force replaces; the old one is gone then.
 //
 // # Pools
 //
