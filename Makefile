@@ -11,7 +11,7 @@ GO := go
 BUILD := $(GO) build -trimpath -tags "$(TAGS)" -ldflags "-s -w -X main.version=$(VERSION)"
 PACKAGES := attr btrfs-progs buildah ca-certificates cloud-guest-utils cpio crun cryptsetup-bin docker-registry \
 	dosfstools e2fsprogs fdisk gdisk gnupg grub-common kmod libcap2-bin libvirt-clients libvirt-daemon-system lvm2 \
-	mmdebstrap mount mtools ostree podman policycoreutils qemu-system-x86 qemu-utils selinux-policy-default selinux-utils \
+	mmdebstrap mount mtools openssh-server ostree podman policycoreutils qemu-system-x86 qemu-utils selinux-policy-default selinux-utils \
 	skopeo systemd thin-provisioning-tools umoci user-mode-linux util-linux xfsprogs zstd
 
 .PHONY: all build demo test check inputs bench soak fuzz tools clean

@@ -50,7 +50,9 @@ func (s imageSink) deliver(ctx context.Context, v *delivery, t *output.Target) (
 	v.log.Infof("writing %s", s)
 	err := t.Deliver(ctx, func(d *qcow.Image) error {
 		res, err := container.Write(ctx, s.Dest, io.NewSectionReader(d, 0, d.Size()), d.Size(), o)
-		rep.Container = &ContainerReport{res.Reference, v.DiskPath, res.ManifestDigest, res.LayerDigest, res.DiskDigest, res.Size}
+		if err == nil {
+			rep.Container = &ContainerReport{res.Reference, v.DiskPath, res.ManifestDigest, res.LayerDigest, res.DiskDigest, res.Size}
+		}
 		return err
 	})
 	return rep, err

@@ -54,7 +54,9 @@ func (s volumeSink) deliver(ctx context.Context, v *delivery, t *output.Target) 
 	err := t.Deliver(ctx, func(d *qcow.Image) error {
 		o.Progress = v.progressOf("uploaded", d.Size())
 		res, err := libvirt.Upload(ctx, s.Dest, d, o)
-		rep.Volume = &VolumeReport{s.URI(), s.Pool(), s.Volume(), res.Path, res.Size, res.Allocation, res.Capacity}
+		if err == nil {
+			rep.Volume = &VolumeReport{s.URI(), s.Pool(), s.Volume(), res.Path, res.Size, res.Allocation, res.Capacity}
+		}
 		return err
 	})
 	return rep, err

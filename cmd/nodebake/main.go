@@ -18,6 +18,8 @@ import (
 
 	"github.com/nodebake/nodebake/imagebuild"
 	"github.com/nodebake/nodebake/imagebuild/output"
+	"github.com/nodebake/nodebake/imagebuild/output/bare"
+	"github.com/nodebake/nodebake/imagebuild/output/libvirt"
 )
 
 // The exit codes; the README lists them.
@@ -57,9 +59,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	}
 	if ctx.Err() != nil && !errors.Is(err, errReport) {
 		said := "interrupted"
-		var stopped *imagebuild.StoppedError
-		if errors.As(err, &stopped) {
-			said += "; " + stopped.State()
+		if left := states(err); left != "" {
+			said += left
 		} else if cmd.Name() == "build" {
 			said += "; nothing was put in place"
 		}
@@ -75,7 +76,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	switch {
 	case errors.Is(err, imagebuild.ErrUsage), errors.Is(err, output.ErrOptions):
 		return exitUsage
-	case errors.Is(err, imagebuild.ErrVerify):
+	case errors.Is(err, imagebuild.ErrVerify), errors.Is(err, libvirt.ErrVerify), errors.Is(err, bare.ErrMismatch):
 		return exitVerify
 	case imagebuild.IsNoSpace(err):
 		return exitNoSpace
@@ -83,6 +84,20 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return exitUnsupported
 	}
 	return exitFailed
+}
+
+// states is what the errors of a run that was stopped say of what there is now.
+func states(err error) string {
+	var left interface {
+		error
+		State() string
+	}
+	said := ""
+	for errors.As(err, &left) {
+		said += "; " + left.State()
+		err = errors.Unwrap(left)
+	}
+	return said
 }
 
 func rootCommand() *cobra.Command {
@@ -125,7 +140,7 @@ no loop device and no other program.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usage("%v; see %s --help", err, cmd.CommandPath())
 	})
-	root.AddCommand(buildCommand(), convertCommand(), inspectCommand(), imagesCommand(), imagesInCommand(), verifyCommand(), lintCommand(), diffCommand(), lsCommand(), catCommand(), butaneCommand(), validateCommand(), schemaCommand(), versionCommand())
+	root.AddCommand(buildCommand(), convertCommand(), inspectCommand(), imagesCommand(), imagesInCommand(), verifyCommand(), lintCommand(), diffCommand(), sbomCommand(), lsCommand(), catCommand(), butaneCommand(), validateCommand(), schemaCommand(), versionCommand())
 	return root
 }
 

@@ -44,6 +44,22 @@ type DeviceReport struct {
 	Cleared int64 // bytes of the disk that were made zeros in another way
 }
 
+// PartialError is a failure after which a device holds a part of the disk.
+type PartialError struct {
+	Path string
+	Err  error
+}
+
+func (e *PartialError) Error() string { return e.State() + ": " + e.Err.Error() }
+
+// Unwrap gives what went wrong.
+func (e *PartialError) Unwrap() error { return e.Err }
+
+// State says what there is now.
+func (e *PartialError) State() string {
+	return e.Path + " is not whole now, and does not boot; write to it again"
+}
+
 // WriteDevice makes the block device at path hold the contents of src, and reads all of it back.
 //
 // Where the disk has zeros the device has them, whatever was there: its blocks are taken away where it promises zeros
@@ -52,7 +68,7 @@ type DeviceReport struct {
 // anew; Device.Notes says if it could not.
 //
 // The first and the last MiB of the disk are zero until all the rest is written and was read back. If it fails or is
-// cancelled before its end the device holds a part of the disk, and the error says so; it does not boot.
+// cancelled before its end the device holds a part of the disk and does not boot, and the error is a *PartialError.
 //
 // Errors: those of CheckDevice, before anything is written; ErrMismatch, which names the first byte that differs; ctx's;
 // and what src and the device return.
@@ -78,7 +94,7 @@ func WriteDevice(ctx context.Context, path string, src qcow.Source, o DeviceOpti
 	}
 	w := newDeviceWrite(f, src, r.Device, o)
 	if err := w.run(ctx); err != nil {
-		return r, fmt.Errorf("%s is not whole now, and does not boot; write to it again: %w", path, err)
+		return r, &PartialError{path, err}
 	}
 	r.Written, r.Cleared = w.written, w.cleared
 	if r.Whole == "" {
