@@ -1,6 +1,7 @@
 package imagebuild
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -8,12 +9,14 @@ import (
 	"io/fs"
 	"path"
 	"slices"
+	"strings"
 
 	"github.com/sirupsen/logrus"
 
 	"github.com/nodebake/nodebake/imagebuild/disk"
 	"github.com/nodebake/nodebake/imagebuild/disk/lvm"
 	"github.com/nodebake/nodebake/imagebuild/filesystem"
+	"github.com/nodebake/nodebake/imagebuild/osroot/selinux"
 	"github.com/nodebake/nodebake/qcow"
 	"github.com/nodebake/nodebake/storeseed"
 	"github.com/nodebake/nodebake/storeseed/storageconf"
@@ -316,11 +319,44 @@ func (v *verification) store(ctx context.Context, s Store) error {
 			v.vo.Log.Infof("%s: layer %d of %d: %.12s", s.Path, layer+1, layers, id)
 		},
 	}
+	var policy *selinux.Policy
+	if v.vo.Deep {
+		o.Deep = true
+		var err error
+		if policy, err = loadPolicy(v.o.Root, v.o.system()); err != nil {
+			v.configuration(ConfigurationFault{Problem: err.Error()})
+		}
+		if policy != nil {
+			o.Label = func(name string, typeflag byte) (string, bool) {
+				return policy.Label(v.o.system().Running(strings.TrimPrefix(name, "/")), typeflag)
+			}
+		}
+	}
 	r, err := storeseed.Verify(ctx, v.o.Root.Tree, s.Root, o)
 	if err != nil {
 		return err
 	}
+	if r.Labels > 0 {
+		if err := v.equivalent(policy, path.Clean(s.Path)); err != nil {
+			return err
+		}
+	}
 	v.out.Stores = append(v.out.Stores, StoreVerification{path.Clean(s.Path), r})
 	v.out.Faults += r.Total
+	return nil
+}
+
+// equivalent looks for the line of the policy that a bake adds. Without it many labels are wrong for one reason.
+func (v *verification) equivalent(policy *selinux.Policy, store string) error {
+	name := policy.SubsPath()
+	text, err := v.o.system().ReadFile(name)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	want, err := selinux.EquivalentSubs(text, store, storeLike)
+	if err == nil && bytes.Equal(text, want) {
+		return nil
+	}
+	v.configuration(ConfigurationFault{File: name, Store: store, Problem: fmt.Sprintf("it does not make %s like %s, so a relabel changes the labels of the store", store, storeLike)})
 	return nil
 }

@@ -163,6 +163,16 @@ func Check(ctx context.Context, r Reader, fault func(error)) error {
 	return c.Check(ctx, fault)
 }
 
+// Links says how many names a file has; an error where its filesystem does not tell.
+func (t *Tree) Links(name string) (uint64, error) {
+	r, rest := t.reader(name)
+	l, ok := r.(interface{ Links(name string) (uint64, error) })
+	if !ok {
+		return 0, ErrNoWriter
+	}
+	return l.Links(rest)
+}
+
 // IsCorrupt says that an error is about a filesystem whose bytes contradict its format, or that was not shut down.
 func IsCorrupt(err error) bool {
 	for _, is := range []error{ext4.ErrCorrupt, ext4.ErrNeedsRecovery, xfs.ErrCorrupt, xfs.ErrDirtyLog} {
