@@ -179,7 +179,10 @@ type folder struct {
 
 // engineFolders are the folders that engines write to.
 func (v *view) engineFolders(t *storageconf.Tree) []folder {
-	const wiped = "CRI-O removes it whole after an unclean stop, and podman system reset too"
+	const (
+		wiped   = "CRI-O removes it whole after an unclean stop, and podman system reset too"
+		emptied = "it is emptied at every boot"
+	)
 	name, text := confName(t)
 	var all []folder
 	add := func(key, p, file string, data []byte, fate string) {
@@ -201,12 +204,12 @@ func (v *view) engineFolders(t *storageconf.Tree) []folder {
 		}
 		add("graphroot", c.GraphRoot, name, text, wiped)
 		add("imagestore", c.ImageStore, name, text, wiped)
-		add("runroot", c.RunRoot, name, text, "it is emptied at every boot")
+		add("runroot", c.RunRoot, name, text, emptied)
 	}
 	for _, f := range t.CRIO {
-		for key, fate := range map[string]string{"root": wiped, "imagestore": wiped, "runroot": "it is emptied at every boot"} {
-			if p, ok := tomlString(f.Data, "crio", key); ok {
-				add(key, p, f.Name, f.Data, fate)
+		for _, k := range []struct{ key, fate string }{{"root", wiped}, {"imagestore", wiped}, {"runroot", emptied}} {
+			if p, ok := tomlString(f.Data, "crio", k.key); ok {
+				add(k.key, p, f.Name, f.Data, k.fate)
 			}
 		}
 	}
@@ -214,7 +217,7 @@ func (v *view) engineFolders(t *storageconf.Tree) []folder {
 		all = append(all, folder{"--root", w.text, w.file, wiped, w.line})
 	}
 	if w, ok := flag(v.crio().unit.exec, "runroot"); ok {
-		all = append(all, folder{"--runroot", w.text, w.file, "it is emptied at every boot", w.line})
+		all = append(all, folder{"--runroot", w.text, w.file, emptied, w.line})
 	}
 	return all
 }
