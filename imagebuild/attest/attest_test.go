@@ -196,6 +196,60 @@ func TestParseKey(t *testing.T) {
 	}
 }
 
+// TestCosign reads a key that cosign made, and has cosign verify what it signs where cosign is installed.
+func TestCosign(t *testing.T) {
+	text, err := os.ReadFile("testdata/cosign.key")
+	check(t, err)
+	want, err := os.ReadFile("testdata/cosign.pub")
+	check(t, err)
+	key, err := ParseKey(text, []byte("s3cret"))
+	check(t, err)
+	if pub, err := key.PublicKey(); err != nil || !bytes.Equal(pub, want) {
+		t.Errorf("its public half is %s, and cosign says %s", pub, want)
+	}
+	if _, err := exec.LookPath("cosign"); err != nil {
+		t.Skip("cosign is not installed; it is in no distribution, and takes minutes to build")
+	}
+	dir := t.TempDir()
+	content := []byte("a disk")
+	subject := []Resource{{Name: "disk", Digest: digest.FromBytes(content)}}
+	b := build
+	b.Subjects = subject
+	provenance, err := Provenance(b)
+	check(t, err)
+	spdx, err := Document(subject, SPDXType, []byte(`{"spdxVersion":"SPDX-2.3"}`))
+	check(t, err)
+	cyclonedx, err := Document(subject, CycloneDXType, []byte(`{"bomFormat":"CycloneDX","specVersion":"1.6"}`))
+	check(t, err)
+	sig, err := key.SignDigest(subject[0].Digest)
+	check(t, err)
+	check(t, os.WriteFile(dir+"/disk", content, 0o644))
+	check(t, os.WriteFile(dir+"/disk.sig", sig, 0o644))
+	cosign := func(args ...string) error {
+		out, err := exec.Command("cosign", append(args, dir+"/disk")...).CombinedOutput()
+		if err != nil {
+			err = fmt.Errorf("cosign %s: %w\n%s", strings.Join(args, " "), err, out)
+		}
+		return err
+	}
+	all := [][]string{{"verify-blob", "--key", "testdata/cosign.pub", "--signature", dir + "/disk.sig", "--insecure-ignore-tlog=true"}}
+	for kind, statement := range map[string][]byte{"slsaprovenance1": provenance, "spdxjson": spdx, "cyclonedx": cyclonedx} {
+		env, err := key.Envelope(PayloadType, statement)
+		check(t, err)
+		check(t, os.WriteFile(dir+"/"+kind, env, 0o644))
+		all = append(all, []string{"verify-blob-attestation", "--key", "testdata/cosign.pub", "--signature", dir + "/" + kind, "--type", kind, "--insecure-ignore-tlog=true"})
+	}
+	for _, args := range all {
+		check(t, cosign(args...))
+	}
+	check(t, os.WriteFile(dir+"/disk", []byte("another"), 0o644))
+	for _, args := range all {
+		if cosign(args...) == nil {
+			t.Errorf("%q takes another disk", args)
+		}
+	}
+}
+
 var build = Build{
 	Subjects:   []Resource{{Name: "node.qcow2", Digest: digest.FromString("disk")}},
 	Parameters: map[string]any{"base": "debian.qcow2", "images": []string{"registry.k8s.io/pause:3.10", "x\xff<&"}, "size": map[string]string{"mode": "auto"}, "force": true, "n": 3},

@@ -111,10 +111,10 @@ var ErrTooLarge = errors.New("too many packages for one bill of materials")
 
 // What is kept in memory: a disk with more than this is not one of packages but of someone who wants to fill it.
 const (
-	maxPackages = 500_000
+	maxPackages = 200_000
 	maxBytes    = 96 << 20
-	// maxRelations bounds the lists of packages of all images.
-	maxRelations = 8 << 20
+	// maxRelations bounds the lists of packages of all databases and images.
+	maxRelations = 4 << 20
 	maxProblems  = 100
 )
 
@@ -221,10 +221,18 @@ func (c *collector) add(p Package) (int, error) {
 	return len(c.packages) - 1, nil
 }
 
+// relate counts relations that are kept.
+func (c *collector) relate(n int) error {
+	if c.relations += n; c.relations > maxRelations {
+		return fmt.Errorf("%w: more than %d relations", ErrTooLarge, maxRelations)
+	}
+	return nil
+}
+
 // hold gives a holder what was found.
 func (c *collector) hold(h *Holder, where string, found contents) error {
-	if c.relations += len(found.packages); c.relations > maxRelations {
-		return fmt.Errorf("%w: more than %d relations", ErrTooLarge, maxRelations)
+	if err := c.relate(len(found.packages)); err != nil {
+		return err
 	}
 	h.Packages = append(h.Packages, found.packages...)
 	if found.problem != "" && len(h.Problems) < maxProblems {
@@ -348,7 +356,7 @@ func (c *collector) database(at, log string, h *Holder, parse parser) (contents,
 		}
 		i, err := c.add(p)
 		found.packages = append(found.packages, i)
-		return err
+		return cmp.Or(err, c.relate(1))
 	})
 	if errors.Is(err, errContent) {
 		found.problem, err = err.Error(), nil
@@ -574,8 +582,8 @@ func (c *collector) program(at, name string, found *[]program) error {
 		}
 		main.Modules = append(main.Modules, i)
 	}
-	if c.relations += len(main.Modules); c.relations > maxRelations {
-		return fmt.Errorf("%w: more than %d relations", ErrTooLarge, maxRelations)
+	if err := c.relate(len(main.Modules)); err != nil {
+		return err
 	}
 	main.File = "/" + name
 	i, err := c.add(main)

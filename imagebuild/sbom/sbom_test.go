@@ -516,15 +516,26 @@ func TestCanceled(t *testing.T) {
 
 // TestTooLarge: a disk that is full of packages ends in a sentence and not in all of memory.
 func TestTooLarge(t *testing.T) {
-	r := newTree()
-	var text strings.Builder
 	license := strings.Repeat("x", maxField-10)
-	for i := range maxBytes/maxField + 10 {
-		fmt.Fprintf(&text, "P:p%d\nV:1\nL:%s\n\n", i, license)
-	}
-	r.file("lib/apk/db/installed", text.String())
-	_, err := Collect(context.Background(), r, Input{OS: &System{Locate: func(n string) (string, error) { return strings.Trim(n, "/"), nil }}})
-	if !errors.Is(err, ErrTooLarge) {
-		t.Errorf("%v", err)
+	for name, c := range map[string]struct {
+		n    int
+		line func(i int) string
+	}{
+		"text":     {maxBytes/maxField + 10, func(i int) string { return fmt.Sprintf("P:p%d\nV:1\nL:%s\n\n", i, license) }},
+		"packages": {maxPackages + 10, func(i int) string { return fmt.Sprintf("P:p%d\nV:1\n\n", i) }},
+		"the same": {maxRelations + 10, func(int) string { return "P:p\nV:1\n\n" }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newTree()
+			var text strings.Builder
+			for i := range c.n {
+				text.WriteString(c.line(i))
+			}
+			r.file("lib/apk/db/installed", text.String())
+			_, err := Collect(context.Background(), r, Input{OS: &System{Locate: func(n string) (string, error) { return strings.Trim(n, "/"), nil }}})
+			if !errors.Is(err, ErrTooLarge) {
+				t.Errorf("%v", err)
+			}
+		})
 	}
 }
