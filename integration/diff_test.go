@@ -387,7 +387,14 @@ func TestDiffKernel(t *testing.T) {
 				}
 				// A second opinion on contents.
 				o := command(t, []string{"LC_ALL=C"}, "diff", "-r", "-q", "--no-dereference", a, b)
-				if lines, named := strings.Count(o.stdout, "\n"), len(differences(t, base, other).Files); o.code == 1 && lines > named {
+				lines := 0
+				for _, line := range strings.Split(o.stdout, "\n") {
+					// It takes any two sockets, devices and FIFOs for different.
+					if strings.HasPrefix(line, "Only in ") || strings.HasPrefix(line, "Files ") || strings.HasPrefix(line, "Symbolic links ") {
+						lines++
+					}
+				}
+				if named := len(differences(t, base, other).Files); o.code == 1 && lines > named {
 					t.Errorf("diff -r has %d lines, nodebake names %d files\n%s", lines, named, clip(o.stdout))
 				}
 				unmount(t, a)
@@ -748,6 +755,7 @@ func TestDiffHostile(t *testing.T) {
 				}
 				if o.code != exitDone {
 					found++
+					t.Logf("byte %d: %s", at, clip(o.stdout+o.stderr))
 				}
 				_, err = f.WriteAt(raw[at:at+512], int64(at))
 				check(t, err)
