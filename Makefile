@@ -9,10 +9,10 @@ TAGS := containers_image_openpgp exclude_graphdriver_btrfs exclude_graphdriver_z
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 GO := go
 BUILD := $(GO) build -trimpath -tags "$(TAGS)" -ldflags "-s -w -X main.version=$(VERSION)"
-PACKAGES := attr btrfs-progs buildah ca-certificates cloud-guest-utils cpio crun cryptsetup-bin docker-registry \
+PACKAGES := attr btrfs-progs buildah ca-certificates cloud-guest-utils cpio crun cryptsetup-bin db5.3-util docker-registry \
 	dosfstools e2fsprogs fdisk gdisk gnupg grub-common kmod libcap2-bin libvirt-clients libvirt-daemon-system lvm2 \
-	mmdebstrap mount mtools openssh-server ostree podman policycoreutils qemu-system-x86 qemu-utils selinux-policy-default selinux-utils \
-	skopeo systemd thin-provisioning-tools umoci user-mode-linux util-linux xfsprogs zstd
+	mmdebstrap mount mtools openssh-server openssl ostree podman policycoreutils qemu-system-x86 qemu-utils rpm selinux-policy-default selinux-utils \
+	shellcheck skopeo sqlite3 systemd thin-provisioning-tools umoci user-mode-linux util-linux xfsprogs zstd
 
 .PHONY: all build demo test check inputs bench soak fuzz tools clean
 

@@ -23,6 +23,7 @@ import (
 	"github.com/nodebake/nodebake/imagebuild/osroot"
 	"github.com/nodebake/nodebake/imagebuild/osroot/selinux"
 	"github.com/nodebake/nodebake/imagebuild/output"
+	"github.com/nodebake/nodebake/imagebuild/sbom"
 	"github.com/nodebake/nodebake/storeseed"
 	"github.com/nodebake/nodebake/storeseed/blobcache"
 	"github.com/nodebake/nodebake/storeseed/storageconf"
@@ -45,6 +46,7 @@ type Spec struct {
 	// StorePartition puts the store on a partition of its own at the end of the disk: its filesystem's kind, or "auto"
 	// for the root's; empty where the store goes where its path lies.
 	StorePartition string
+	Evidence
 	// Pin has CRI-O on the disk tell kubelet not to collect the images of the store.
 	Pin bool
 	// Customize is what is changed on the disk beside the store.
@@ -72,6 +74,8 @@ type Report struct {
 	DryRun bool          `json:"dryRun,omitempty"`
 	Base   DiskReport    `json:"base"`
 	Output *OutputReport `json:"output,omitempty"`
+	// Inputs are further files of this machine that the disk depends on, where sums were asked for.
+	Inputs []FileDigest `json:"inputs,omitempty"`
 	// BaseImage is the container image that the base is out of.
 	BaseImage digest.Digest    `json:"baseImage,omitempty"`
 	Root      RootReport       `json:"root"`
@@ -161,6 +165,15 @@ func newBake(spec Spec) (*bake, error) {
 		return b, err
 	}
 	b.out.systemFor = b.systemFor
+	if b.Evidence.any() {
+		b.Digests = b.Digests || b.Provenance
+		if err := b.out.planEvidence(b.evidenceNames(), b.tell); err != nil {
+			return b, err
+		}
+		if b.Key != nil && !b.Key.SignsDisks() {
+			b.warn("an Ed25519 key signs what is said of the disk, and not the disk: there will be no .sig")
+		}
+	}
 	if b.System == nil {
 		b.System = &types.SystemContext{}
 	}
@@ -184,6 +197,7 @@ type bake struct {
 	edits     []edit
 	custom    *customize.Plan
 	out       *delivery
+	bill      *sbom.Document  // nil until it is collected
 	partition *storePartition // nil where the store lies on a partition that is there
 	room      *room
 	policies  map[*osroot.System]*selinux.Policy
@@ -221,7 +235,7 @@ func (b *bake) run(ctx context.Context) error {
 		if err := b.write(ctx, newScratch(b.base.Disk), true); err != nil {
 			return err
 		}
-		return errors.Join(summed(), b.writeLock())
+		return errors.Join(summed(), b.writeLock(), b.sumInputs(ctx))
 	}
 	b.Log.Infof("copying the base disk to %s (%s)", b.Output, b.out.OutputOptions.Format)
 	target, err := b.out.create(ctx, b.out, b.base.Disk)
@@ -235,7 +249,10 @@ func (b *bake) run(ctx context.Context) error {
 	if err := b.check(ctx, target); err != nil {
 		return err
 	}
-	if err := errors.Join(summed(), b.writeLock()); err != nil {
+	if err := b.collectBill(ctx); err != nil {
+		return err
+	}
+	if err := errors.Join(summed(), b.writeLock(), b.sumInputs(ctx)); err != nil {
 		return err
 	}
 	b.out.created = b.report.Epoch

@@ -10,6 +10,7 @@ import (
 
 	digest "github.com/opencontainers/go-digest"
 
+	"github.com/nodebake/nodebake/imagebuild/attest"
 	"github.com/nodebake/nodebake/imagebuild/disk"
 	"github.com/nodebake/nodebake/imagebuild/output"
 	"github.com/nodebake/nodebake/imagebuild/output/bare"
@@ -40,7 +41,7 @@ func (s fileSink) deliver(ctx context.Context, v *delivery, t *output.Target) (O
 	defer b.abort()
 	err := t.Finish(ctx, func(f *qcow.Image) error {
 		bmap := v.Bmap && v.OutputOptions.Format == disk.Raw
-		if !v.Checksum && !bmap {
+		if !v.Checksum && !bmap && v.tell == nil {
 			return nil
 		}
 		v.log.Infof("summing up %s", v.Output)
@@ -114,15 +115,20 @@ func (s packedSink) deliver(ctx context.Context, v *delivery, t *output.Target) 
 // besides are the files that will lie beside a file, whatever it holds.
 func (v *delivery) besides() []string {
 	var names []string
-	name := v.file()
-	if _, isImage := v.sink.(imageSink); isImage || name == "" {
+	if v.file() == "" {
 		return nil
 	}
-	if v.Checksum {
-		names = append(names, bare.SumName(name))
+	name := filepath.Clean(v.file())
+	if _, isImage := v.sink.(imageSink); !isImage {
+		if v.Checksum {
+			names = append(names, bare.SumName(name))
+		}
+		if v.Bmap && v.OutputOptions.Format == disk.Raw {
+			names = append(names, bare.BmapName(name))
+		}
 	}
-	if v.Bmap && v.OutputOptions.Format == disk.Raw {
-		names = append(names, bare.BmapName(name))
+	for _, e := range v.endings {
+		names = append(names, name+e)
 	}
 	return names
 }
@@ -148,9 +154,8 @@ func (v *delivery) checkBeside(base *disk.Disk) error {
 // addBeside makes the files that lie beside an output, and notes them in its report.
 func (v *delivery) addBeside(b *beside, rep *OutputReport, res bare.Result) error {
 	name := v.file()
-	rep.FileSize = res.Size
+	rep.FileSize, rep.Digest = res.Size, digest.NewDigestFromBytes(digest.SHA256, res.SHA256[:])
 	if v.Checksum {
-		rep.Digest = digest.NewDigestFromBytes(digest.SHA256, res.SHA256[:])
 		if err := b.add(bare.SumName(name), []byte(bare.SumLine(name, res.SHA256))); err != nil {
 			return err
 		}
@@ -160,8 +165,17 @@ func (v *delivery) addBeside(b *beside, rep *OutputReport, res bare.Result) erro
 			return err
 		}
 	}
+	err := v.addTold(b, subject(name, rep.Digest))
 	rep.Beside = b.names
-	return nil
+	return err
+}
+
+// addTold makes the files that say more of an output.
+func (v *delivery) addTold(b *beside, subjects ...attest.Resource) error {
+	if v.tell == nil {
+		return nil
+	}
+	return v.tell(subjects, func(ending string, text []byte) error { return b.add(filepath.Clean(v.file())+ending, text) })
 }
 
 // beside are files that get their names when their output has its.

@@ -8,6 +8,7 @@ import (
 
 	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/nodebake/nodebake/imagebuild/attest"
 	"github.com/nodebake/nodebake/imagebuild/disk"
 	"github.com/nodebake/nodebake/imagebuild/output"
 	"github.com/nodebake/nodebake/imagebuild/output/container"
@@ -37,7 +38,7 @@ func (s imageSink) check(ctx context.Context, v *delivery, base *disk.Disk) erro
 	if errors.Is(err, container.ErrOptions) {
 		return fmt.Errorf("%w: %w", ErrUsage, err)
 	}
-	return err
+	return errors.Join(err, v.checkBeside(base))
 }
 
 func (s imageSink) create(ctx context.Context, v *delivery, base *disk.Disk) (*output.Target, error) {
@@ -46,14 +47,25 @@ func (s imageSink) create(ctx context.Context, v *delivery, base *disk.Disk) (*o
 
 func (s imageSink) deliver(ctx context.Context, v *delivery, t *output.Target) (OutputReport, error) {
 	rep, o := v.describe(t), s.options(v)
+	var b beside
+	defer b.abort()
 	o.VirtualSize = t.Size()
 	v.log.Infof("writing %s", s)
 	err := t.Deliver(ctx, func(d *qcow.Image) error {
 		res, err := container.Write(ctx, s.Dest, io.NewSectionReader(d, 0, d.Size()), d.Size(), o)
 		if err == nil {
+			subjects := []attest.Resource{subject(v.DiskPath, res.DiskDigest)}
+			if res.ManifestDigest != "" {
+				subjects = append(subjects, subject(s.file(), res.ManifestDigest))
+			}
+			err = v.addTold(&b, subjects...)
+			rep.Beside = b.names
 			rep.Container = &ContainerReport{res.Reference, v.DiskPath, res.ManifestDigest, res.LayerDigest, res.DiskDigest, res.Size}
 		}
 		return err
 	})
-	return rep, err
+	if err != nil {
+		return rep, err
+	}
+	return rep, b.place()
 }

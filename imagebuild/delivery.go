@@ -13,6 +13,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"go.podman.io/image/v5/types"
 
+	"github.com/nodebake/nodebake/imagebuild/attest"
 	"github.com/nodebake/nodebake/imagebuild/disk"
 	"github.com/nodebake/nodebake/imagebuild/output"
 	"github.com/nodebake/nodebake/imagebuild/output/bare"
@@ -65,6 +66,9 @@ type delivery struct {
 	// platform and created are for what describes the disk.
 	platform storeseed.Platform
 	created  time.Time
+	// endings are those of further files beside the output, tell makes them.
+	endings []string
+	tell    func(subjects []attest.Resource, write func(ending string, text []byte) error) error
 }
 
 // sink is a kind of place where disks go.
@@ -148,6 +152,16 @@ func (v *delivery) planFile() error {
 
 // compressed are the kinds of files by the names of what compresses them.
 var compressed = map[string]bare.Kind{"zstd": bare.Zstd, "gzip": bare.Gzip, "xz": bare.XZ}
+
+// planEvidence has files beside the output that say more of it.
+func (v *delivery) planEvidence(endings []string, tell func([]attest.Resource, func(string, []byte) error) error) error {
+	if v.Output != "" && v.file() == "" {
+		return fmt.Errorf("%w: --sbom, --provenance and --sign-key write files beside OUT, and %s has no place for them: bake a file, and bring it to %s by nodebake convert",
+			ErrUsage, v.sink.kind(), v.Output)
+	}
+	v.endings, v.tell = endings, tell
+	return nil
+}
 
 // setFormat is for an output whose format was not asked for.
 func (v *delivery) setFormat(f disk.Format) {

@@ -18,6 +18,17 @@ type Size struct {
 	Plus  bool
 }
 
+// String is the size as ParseSize takes it.
+func (s Size) String() string {
+	switch {
+	case s.auto():
+		return "auto"
+	case s.Plus:
+		return fmt.Sprintf("+%d", s.Bytes)
+	}
+	return fmt.Sprint(s.Bytes)
+}
+
 // ParseSize reads a size as --size takes it: "auto", a size (see disk.ParseBytes), or a size behind a plus sign.
 // Errors match ErrUsage.
 func ParseSize(s string) (Size, error) {

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	digest "github.com/opencontainers/go-digest"
@@ -398,7 +399,7 @@ func mayRetry(ctx context.Context, err error) bool {
 		return false
 	}
 	for _, final := range []error{errHalfWritten, ErrDigestMismatch, ErrHostileLayer, ErrUnsupportedImage, ErrCorruptStore, ErrPlatform,
-		ErrNotCached, errBlocked, fs.ErrNotExist, fs.ErrPermission, fs.ErrExist} {
+		ErrNotCached, errBlocked, fs.ErrNotExist, fs.ErrPermission, fs.ErrExist, syscall.EROFS, syscall.ENOSPC, syscall.EDQUOT} {
 		if errors.Is(err, final) {
 			return false
 		}

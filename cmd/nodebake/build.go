@@ -28,6 +28,7 @@ type buildFlags struct {
 	sources      sourceFlags
 	charts       listFlags
 	custom       customFlags
+	evidence     evidenceFlags
 }
 
 func (b *buildFlags) add(cmd *cobra.Command) {
@@ -48,6 +49,7 @@ func (b *buildFlags) add(cmd *cobra.Command) {
 	b.sources.add(cmd)
 	b.charts.add(cmd)
 	b.custom.add(cmd)
+	b.evidence.add(cmd)
 	f.BoolVar(&b.base.DryRun, "dry-run", false, "print the plan and the space that it needs; write nothing")
 	f.StringVar(&b.report, "report", "", "write a JSON report to `FILE`; - is standard output")
 }
@@ -63,6 +65,9 @@ func (b *buildFlags) spec() (imagebuild.Spec, error) {
 		return spec, err
 	}
 	if spec.Customize, err = b.custom.spec(); err != nil {
+		return spec, err
+	}
+	if err = b.evidence.apply(&spec.Evidence); err != nil {
 		return spec, err
 	}
 	if spec.Size, err = imagebuild.ParseSize(b.size); err != nil {

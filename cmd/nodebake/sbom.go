@@ -47,7 +47,7 @@ The document depends on the disk alone: its time is SOURCE_DATE_EPOCH, or the ne
 				return err
 			}
 			defer o.Close()
-			doc, err := bill(cmd.Context(), o, in)
+			doc, err := imagebuild.Bill(cmd.Context(), o, in)
 			if err != nil {
 				return err
 			}
@@ -76,20 +76,6 @@ func programVersion() string {
 		return info.Main.Version
 	}
 	return version
-}
-
-// bill collects what is on an open disk.
-func bill(ctx context.Context, o *imagebuild.Opened, in sbom.Input) (*sbom.Document, error) {
-	stores, err := o.Stores()
-	if err != nil {
-		return nil, err
-	}
-	for _, s := range stores {
-		in.Stores = append(in.Stores, sbom.Store{Path: s.Path, Root: s.Root})
-	}
-	r := o.Root.Release
-	in.OS = &sbom.System{ID: r.ID, VersionID: r.VersionID, PrettyName: r.PrettyName, Locate: o.Path}
-	return sbom.Collect(ctx, o.Root.Tree, in)
 }
 
 // digestFile hashes a disk's file as it lies there, whatever its format.

@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"runtime"
-	"runtime/debug"
 
 	"github.com/spf13/cobra"
 )
@@ -18,10 +17,7 @@ func versionCommand() *cobra.Command {
 		Example: "  nodebake version",
 		Args:    exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			v := version
-			if info, ok := debug.ReadBuildInfo(); ok && v == "" {
-				v = info.Main.Version
-			}
+			v := programVersion()
 			if v == "" {
 				v = "(devel)"
 			}

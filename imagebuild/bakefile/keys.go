@@ -93,6 +93,12 @@ var settings = []key{
 	{name: "force", flag: "force", kind: boolean},
 	{name: "checksum", flag: "checksum", kind: boolean},
 	{name: "bmap", flag: "bmap", kind: boolean},
+	{name: "evidence", kind: group, help: "what is told of the disk beside it", keys: []key{
+		{name: "sbom", flag: "sbom", kind: texts},
+		{name: "provenance", flag: "provenance", kind: boolean},
+		{name: "signKey", flag: "sign-key", at: file, dashless: true},
+		{name: "signKeyPassword", flag: "sign-key-password", at: file, dashless: true},
+	}},
 	{name: "platform", flag: "platform"},
 	{name: "size", flag: "size", kind: amount},
 	{name: "store", flag: "store"},

@@ -211,6 +211,22 @@ func (r *Root) tree(open func(Volume) (filesystem.Writer, error)) *filesystem.Tr
 	return filesystem.NewTree(grafts...)
 }
 
+// With is Root.Tree with other readers for some volumes: where open gives none, the volume's own stays.
+func (r *Root) With(open func(Volume) (filesystem.Reader, error)) (*filesystem.Tree, error) {
+	var grafts []filesystem.Graft
+	for _, v := range r.Volumes {
+		other, err := open(v)
+		if err != nil {
+			return nil, err
+		}
+		if other == nil {
+			other = v.reader
+		}
+		grafts = append(grafts, filesystem.Graft{At: v.At, Reader: other})
+	}
+	return filesystem.NewTree(grafts...), nil
+}
+
 // Writer is Root.Tree for changes: open opens a volume's writer when the first change reaches it.
 func (r *Root) Writer(open func(Volume) (filesystem.Writer, error)) *filesystem.Tree {
 	return r.tree(open)
