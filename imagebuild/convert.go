@@ -37,6 +37,7 @@ func Convert(ctx context.Context, spec ConvertSpec) (OutputReport, error) {
 	}
 	defer d.Close()
 	if _, labelled := v.sink.(imageSink); labelled {
+		settleHome(v.log.Warnf)
 		if err := v.choosePlatform(spec); err != nil {
 			return none, err
 		}
