@@ -16,6 +16,7 @@ import (
 	"github.com/nodebake/nodebake/imagebuild/disk"
 	"github.com/nodebake/nodebake/imagebuild/disk/lvm"
 	"github.com/nodebake/nodebake/imagebuild/filesystem"
+	"github.com/nodebake/nodebake/imagebuild/osroot"
 	"github.com/nodebake/nodebake/imagebuild/osroot/selinux"
 	"github.com/nodebake/nodebake/qcow"
 	"github.com/nodebake/nodebake/storeseed"
@@ -142,7 +143,7 @@ func Verify(ctx context.Context, o *Opened, vo VerifyOptions) (*Verification, er
 	if err != nil {
 		return v.out, err
 	}
-	if len(stores) == 0 && len(v.out.Configuration) == 0 {
+	if len(stores) == 0 && v.out.Faults == 0 {
 		where := "looked where storage.conf points, and at " + DefaultStore
 		if vo.Store != "" {
 			where = "looked at " + vo.Store
@@ -188,7 +189,7 @@ func (v *verification) image() error {
 	}
 	rep, err := qcow.Check(src, qcow.Options{})
 	if err != nil {
-		return fmt.Errorf("checking %s: %w", v.o.Disk.Path, err)
+		return v.unreadable(fmt.Errorf("checking %s: %w", v.o.Disk.Path, err))
 	}
 	for _, f := range rep.Faults {
 		if f.Kind != qcow.FaultLeak {
@@ -219,7 +220,7 @@ func (v *verification) stores() ([]Store, error) {
 	}
 	at, err := v.o.Path(v.vo.Store)
 	if err != nil {
-		return nil, fmt.Errorf("store %s: %w", v.vo.Store, err)
+		return nil, v.unreadable(fmt.Errorf("store %s: %w", v.vo.Store, err))
 	}
 	for _, s := range stores {
 		if s.Root == at {
@@ -230,6 +231,16 @@ func (v *verification) stores() ([]Store, error) {
 		return nil, nil
 	}
 	return []Store{{Path: v.vo.Store, Root: at}}, nil
+}
+
+// unreadable makes a fault of an error about bytes that contradict themselves, and gives back any other.
+func (v *verification) unreadable(err error) error {
+	if !isBroken(err) {
+		return err
+	}
+	v.out.Image = append(v.out.Image, err.Error())
+	v.out.Faults++
+	return nil
 }
 
 func (v *verification) configuration(f ConfigurationFault) {
@@ -272,7 +283,10 @@ func (v *verification) filesystems(ctx context.Context, stores []Store) error {
 			})
 		}
 		if err != nil {
-			return fmt.Errorf("checking %s: %w", p, err)
+			if err := v.unreadable(fmt.Errorf("checking %s: %w", p, err)); err != nil {
+				return err
+			}
+			continue
 		}
 		v.out.Filesystems = append(v.out.Filesystems, one)
 		v.out.Faults += one.Total
@@ -287,12 +301,13 @@ func (v *verification) configured(s Store) error {
 	for _, system := range root.Systems {
 		at, err := system.Locate(s.Path)
 		if err != nil {
-			return fmt.Errorf("store %s: %w", s.Path, err)
+			return v.unreadable(fmt.Errorf("store %s: %w", s.Path, err))
 		}
 		if at.Path != s.Root {
 			continue // another /var
 		}
 		f := ConfigurationFault{System: system.Name, Store: path.Clean(s.Path)}
+		v.drivers(system, f)
 		edits, err := storageconf.Plan(root.Tree, existing(root, system), path.Clean(s.Path))
 		if err != nil {
 			f.Problem = err.Error()
@@ -308,6 +323,22 @@ func (v *verification) configured(s Store) error {
 		}
 	}
 	return nil
+}
+
+// drivers checks that the engines of a system use the storage driver that can read the store.
+func (v *verification) drivers(system *osroot.System, f ConfigurationFault) {
+	t, err := storageconf.Load(v.o.Root.Tree, existing(v.o.Root, system))
+	if err != nil {
+		return // noted by who plans
+	}
+	seen := map[string]bool{"": true, "overlay": true, "overlay2": true}
+	for _, d := range []string{t.Config.Driver, t.Merged.Driver, t.CRIOConfig.StorageDriver} {
+		if !seen[d] {
+			seen[d] = true
+			f.Problem = fmt.Sprintf("with the storage driver %q no engine reads the store %s", d, f.Store)
+			v.configuration(f)
+		}
+	}
 }
 
 // store verifies one store.
@@ -334,7 +365,7 @@ func (v *verification) store(ctx context.Context, s Store) error {
 	}
 	r, err := storeseed.Verify(ctx, v.o.Root.Tree, s.Root, o)
 	if err != nil {
-		return err
+		return v.unreadable(fmt.Errorf("store %s: %w", path.Clean(s.Path), err))
 	}
 	if r.Labels > 0 {
 		if err := v.equivalent(policy, path.Clean(s.Path)); err != nil {
@@ -351,7 +382,7 @@ func (v *verification) equivalent(policy *selinux.Policy, store string) error {
 	name := policy.SubsPath()
 	text, err := v.o.system().ReadFile(name)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+		return v.unreadable(err)
 	}
 	want, err := selinux.EquivalentSubs(text, store, storeLike)
 	if err == nil && bytes.Equal(text, want) {

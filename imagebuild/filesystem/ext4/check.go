@@ -60,6 +60,7 @@ type checker struct {
 	seen   map[uint32]uint32 // folders from which the way to the root was followed, and from where first
 
 	freeBlocks, freeInodes int64
+	named, dirBlocks       int64 // blocks that block maps, and those of folders, have named so far
 }
 
 type checkGroup struct {

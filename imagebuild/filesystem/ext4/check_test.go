@@ -1,6 +1,7 @@
 package ext4
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"os"
@@ -94,4 +95,35 @@ func TestCheckMatrix(t *testing.T) {
 			checkClean(t, img)
 		})
 	}
+}
+
+// FuzzCheck changes bytes of a filesystem, each named by three bytes of offset and given in the fourth, and wants Check
+// to end.
+func FuzzCheck(f *testing.F) {
+	images := []memory{populated(f, "plain"), populated(f, "indirect")}
+	_, dir := inodeOffset(f, images[0], "dir")
+	off, _ := inodeOffset(f, images[0], "dir")
+	f.Add(false, []byte{})
+	f.Add(true, []byte{0, 4, 12, 1})
+	size := int(off) + inSizeHi // a folder of many blocks
+	f.Add(false, []byte{byte(size), byte(size >> 8), byte(size >> 16), 0x7f})
+	flags := int(off) + inFlags + 1 // a hash tree where there is none
+	f.Add(false, []byte{byte(flags), byte(flags >> 8), byte(flags >> 16), dir[inFlags+1] ^ 0x10})
+	f.Fuzz(func(t *testing.T, indirect bool, edits []byte) {
+		m := images[0]
+		if indirect {
+			m = images[1]
+		}
+		m = bytes.Clone(m)
+		for ; len(edits) >= 4; edits = edits[4:] {
+			if at := int(edits[0]) | int(edits[1])<<8 | int(edits[2])<<16; at < len(m) {
+				m[at] = edits[3]
+			}
+		}
+		r, err := Open(m, int64(len(m)))
+		if err != nil {
+			return
+		}
+		r.Check(context.Background(), func(error) {})
+	})
 }

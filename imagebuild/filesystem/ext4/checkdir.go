@@ -68,7 +68,14 @@ func (d *dirCheck) inline(raw []byte) error {
 func (d *dirCheck) blocks(raw []byte) error {
 	n := inodeSize(raw) / d.bs
 	m := newBlockMap(d.FS, d.names.ino, raw)
+	mapped, err := d.mapped(m, n)
+	if err != nil {
+		return err
+	}
 	if d.flags&flagIndex != 0 && d.compat&compatDirIndex != 0 {
+		if mapped != n {
+			return nil // reported with the inode
+		}
 		d.tree = &dxCheck{dirCheck: d, m: m, n: n, seen: make([]byte, (n/8+8)&^7)}
 		if err := d.tree.root(); err != nil {
 			return err
@@ -79,10 +86,19 @@ func (d *dirCheck) blocks(raw []byte) error {
 	} else {
 		// A folder's blocks are often in one run.
 		per := max(1, checkChunk/4/d.bs)
-		buf := make([]byte, min(per, n)*d.bs)
-		for log := int64(0); log < n; log += per {
-			part := buf[:min(per, n-log)*d.bs]
-			if _, err := m.ReadAt(part, log*d.bs); err != nil {
+		buf := make([]byte, min(per, mapped)*d.bs)
+		for log := int64(0); log < n; {
+			phys, run, err := m.find(log)
+			if err != nil {
+				return nil
+			}
+			run = min(run, n-log)
+			if phys == 0 {
+				log += run
+				continue
+			}
+			part := buf[:min(per, run)*d.bs]
+			if err := d.readRange(phys*d.bs, part); err != nil {
 				return err
 			}
 			if err := d.stop(); err != nil {
@@ -93,12 +109,31 @@ func (d *dirCheck) blocks(raw []byte) error {
 					d.badInode(d.names.ino, err)
 				}
 			}
+			log += int64(len(part)) / d.bs
 		}
 	}
 	if d.parent == 0 {
 		return corrupt("a folder without \"..\"")
 	}
 	return nil
+}
+
+// mapped counts the first n blocks of a folder that are there. All folders together cannot have more than the device.
+func (d *dirCheck) mapped(m *blockMap, n int64) (count int64, err error) {
+	for log := int64(0); log < n; {
+		phys, run, err := m.find(log)
+		if err != nil {
+			return 0, err
+		}
+		if run = min(run, n-log); phys != 0 {
+			count += run
+		}
+		log += run
+	}
+	if d.dirBlocks += count; d.dirBlocks > d.FS.blocks {
+		return 0, corrupt("folders have more blocks than there are")
+	}
+	return count, nil
 }
 
 // leafBlock checks a block of entries.

@@ -213,6 +213,10 @@ func (c *checker) checkMap(ino uint32, raw []byte, kind uint16, size int64) int6
 	holes := false
 	flags := inodeFlags(raw)
 	data := func(e extent) error {
+		// Each block that is used twice is a fault; what names all of them again and again is not worth following.
+		if c.named += int64(e.n); c.named > 4*c.blocks {
+			return corrupt("block maps name more blocks than there are")
+		}
 		if kind == modeDir && int64(e.log) != last+1 {
 			holes = true
 		}

@@ -212,6 +212,8 @@ func excused(what string, ours []string) bool {
 // laxer are complaints of e2fsck about what no reader of the filesystem sees, and Check does not look at.
 var laxer = regexp.MustCompile(strings.Join([]string{
 	`directory entry in directory inode \d+ is not NULL terminated`, // what follows a name that has its length
+	`immutable$|immutable or append-only`,                           // a flag that keeps others from changing it
+	`Bad required extra isize in superblock`,                        // of inodes to come
 	`part of (a corrupted|the) orphan`,                              // deleted inodes whose time of deletion is small
 }, "|"))
 
