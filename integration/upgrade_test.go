@@ -2,6 +2,7 @@ package integration
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -11,14 +12,16 @@ import (
 
 // updatable is an OCK-like disk whose OS follows a branch of a server: smallOCK's, with stand-ins for what ostree runs
 // in a new deployment.
-func updatable(t testing.TB) (raw string) {
+func updatable(t testing.TB, more map[string]string) (raw string) {
 	t.Helper()
 	needsPolicy(t)
 	requires(t, append(ockTools, "bwrap")...)
 	dir := tempDir(t)
 	// It prints and succeeds, if it finds something to print; a policy is then taken for one that needs no refresh.
 	program := read(t, "/", programFile(t))
-	for name, content := range rootFiles(t, map[string]string{confPath: "", "usr/sbin/semodule": program, "etc/greeting": "x\n", "etc/plain.conf": "default 1\n"}) {
+	all := map[string]string{confPath: "", "usr/sbin/semodule": program, "etc/greeting": "x\n", "etc/plain.conf": "default 1\n"}
+	maps.Copy(all, more)
+	for name, content := range rootFiles(t, all) {
 		name = filepath.Join(dir, "tree", name)
 		check(t, os.MkdirAll(filepath.Dir(name), 0o755))
 		check(t, os.WriteFile(name, []byte(content), 0o755))
@@ -121,7 +124,7 @@ func upgraded(t *testing.T, raw string, images []image, deployments int) {
 // stateroot, and bakes onto it again.
 func TestUpgrade(t *testing.T) {
 	images := testImages(t)
-	base := updatable(t)
+	base := updatable(t, nil)
 	s := newServer(t, base)
 	dir := tempDir(t)
 	raw := dir + "/node.raw"
@@ -242,6 +245,26 @@ func TestUpgrade(t *testing.T) {
 			t.Errorf("%+v", d)
 		}
 	})
+	t.Run("another path", func(t *testing.T) {
+		out := dir + "/beside.raw"
+		baked(t, "--base", raw, "--image", "oci-archive:"+images["debian"].ociArchive, "--store", "/var/images-2", "--output", out, "--quiet")
+		d := differences(t, raw, out)
+		if len(d.Stores) != 1 || d.Stores[0].Path != "/var/images-2" || len(d.Images) != 1 || d.Images[0].Store != "/var/images-2" || d.Images[0].Kind != "added" {
+			t.Errorf("%+v", d)
+		}
+		m := mountOCK(t, out, "ro")
+		for _, d := range m.all {
+			if conf := read(t, m.sysroot, d+storageConf); !strings.Contains(conf, "[\n\"/var/images-2\",\n\"/var/images\",\n\"/usr/ock/containers\",\n]") {
+				t.Errorf("%s: storage.conf is\n%s", d, conf)
+			}
+		}
+		compareLayers(t, m.system+defaultStore, images["odd"], true)
+		compareLayers(t, m.system+"/var/images-2", images["debian"], true)
+		m.unmount(t)
+		if o := nodebake(t, "verify", out); o.code != exitDone {
+			t.Errorf("%s", o)
+		}
+	})
 	t.Run("the default comes back", func(t *testing.T) {
 		// What an administrator does who wants the new default and the store: take the default, and name the store in it.
 		at := deployments()[0]
@@ -274,6 +297,15 @@ func TestUpgrade(t *testing.T) {
 		on(func(sysroot string) { ostree(sysroot, "undeploy", "0") })
 		upgraded(t, raw, have, 2)
 	})
+}
+
+// TestUpgradeTransient refuses a disk whose /etc is made anew at each boot: what a bake writes there would be gone.
+func TestUpgradeTransient(t *testing.T) {
+	images := testImages(t)
+	base := updatable(t, map[string]string{"usr/lib/ostree/prepare-root.conf": "[etc]\ntransient = true\n"})
+	out := tempDir(t) + "/out.raw"
+	o := nodebake(t, "build", "--base", base, "--image", images["hello"].oci(), "--output", out)
+	refused(t, o, exitUnsupported, out, storageConf)
 }
 
 // TestUpgradePackages has dpkg and rpm upgrade the package that storage.conf belongs to, on a baked disk.
