@@ -268,8 +268,17 @@ func (p *diffText) fields(indent string, list []diskdiff.Field) {
 		if f.What == "size" || f.What == "start" || strings.HasSuffix(f.What, "'s size") {
 			a, b = bytesText(a), bytesText(b)
 		}
+		if f.What == "kernels" || strings.HasSuffix(f.What, "features") {
+			a, b = onlyIn(a, b), onlyIn(b, a)
+		}
 		p.printf("%s%s: %s -> %s\n", indent, f.What, dash(a), dash(b))
 	}
+}
+
+// onlyIn gives the words of a that b has not.
+func onlyIn(a, b string) string {
+	have := strings.Fields(b)
+	return strings.Join(slices.DeleteFunc(strings.Fields(a), func(w string) bool { return slices.Contains(have, w) }), " ")
 }
 
 // bytesText is a number of bytes for people; two that differ look different.
