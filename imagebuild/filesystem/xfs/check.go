@@ -190,6 +190,9 @@ func (c *checker) trees(g *group) error {
 			return err
 		}
 	}
+	if err := c.groupTrees(g); err != nil {
+		return err
+	}
 	for _, k := range g.chunks {
 		step := min(uint32(inodesPerRec), 1<<sb.inopLog)
 		for i := uint32(0); i < inodesPerRec; i += step {
@@ -257,10 +260,14 @@ func (c *checker) inodesOf(g *group) error {
 			return nil
 		}
 		a.kinds[place], a.nlink[place] = uint8(in.mode>>12), in.nlink
+		c.inodeCore(in, raw)
 		blocks := c.markFork(fork{in: in})
 		if in.forkoff != 0 {
 			blocks += c.markFork(fork{in, true})
 			attrs, err := c.readAttrs(in)
+			if err == nil {
+				err = c.attrTree(in)
+			}
 			if err != nil {
 				c.fault(err)
 			}
@@ -288,6 +295,9 @@ func (c *checker) markFork(k fork) (blocks uint64) {
 	}
 	var tree []uint64
 	exts, err := c.extents(k, &tree)
+	if err == nil {
+		err = c.mapLinks(k)
+	}
 	if err != nil {
 		c.fault(err)
 		return k.in.nblocks
@@ -340,6 +350,11 @@ func (c *checker) foldersOf(g *group) error {
 		}
 		if in.format != fmtLocal && in.size > uint64(c.sb.dirBlock) {
 			if err := c.checkLeaves(in, idx); err != nil {
+				c.fault(err)
+			}
+		}
+		if in.format != fmtLocal {
+			if err := c.folderBlocks(in); err != nil {
 				c.fault(err)
 			}
 		}
@@ -418,8 +433,13 @@ func (c *checker) checkLeaves(in *inode, idx *dirIndex) error {
 				if err := c.checkMeta(buf, d3CRC, d3UUID, fsb); err != nil {
 					return err
 				}
+				used := 0
 				for i := 0; i < n; i++ {
 					bests[first+uint64(i)] = be.Uint16(buf[dfHdr+2*i:])
+					used += btoi(be.Uint16(buf[dfHdr+2*i:]) != dirNullOff)
+				}
+				if room := uint64(len(buf)-dfHdr) / 2; first != (off-freeAt)/per*room || used != int(be.Uint32(buf[dfNused:])) {
+					return corrupt("inode %d: free index block %#x of %d data blocks from %d on", in.ino, fsb, be.Uint32(buf[dfNused:]), first)
 				}
 				continue
 			}
@@ -435,6 +455,7 @@ func (c *checker) checkLeaves(in *inode, idx *dirIndex) error {
 			}
 			switch be.Uint16(buf[daMagic:]) {
 			case dirLeaf1:
+				c.leafOrder(in.ino, buf[daHdr:daHdr+8*n], int(be.Uint16(buf[daLevel:])))
 				leaf = leavesOf(buf[daHdr : daHdr+8*n])
 				m := int(be.Uint32(buf[len(buf)-4:]))
 				if m < 0 || daHdr+8*n+2*m+4 > len(buf) {
@@ -444,6 +465,7 @@ func (c *checker) checkLeaves(in *inode, idx *dirIndex) error {
 					bests[uint64(i)] = be.Uint16(buf[len(buf)-4-2*(m-i):])
 				}
 			case dirLeafN:
+				c.leafOrder(in.ino, buf[daHdr:daHdr+8*n], int(be.Uint16(buf[daLevel:])))
 				b := leafBlock{be.Uint32(buf[daBack:]), uint32(off), leavesOf(buf[daHdr : daHdr+8*n])}
 				ordered[b.back] = b
 			case daNodeMagic:
