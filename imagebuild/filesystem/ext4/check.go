@@ -153,7 +153,7 @@ func (c *checker) super() {
 	if bad := c.compat &^ compatKnown; bad != 0 {
 		c.bad("superblock: it has unknown features (%s)", strings.Join(featureNames(bad, compatNames, "compat"), " "))
 	}
-	if c.compat&compatHasJournal != 0 && le.Uint32(sb[sbJournalDev:]) == 0 && !zero(sb[sbJournalUUID:sbJournalUUID+16]) {
+	if le.Uint32(sb[sbJournalDev:]) == 0 && !zero(sb[sbJournalUUID:sbJournalUUID+16]) {
 		c.bad("superblock: its journal is %x on another device, and on none", sb[sbJournalUUID:sbJournalUUID+16])
 	}
 	if bad := c.ro &^ (roWrite | roQuota | roReadonly | roOrphanPresent); bad != 0 {
@@ -167,7 +167,7 @@ func (c *checker) super() {
 		at   int
 		what string
 	}{
-		{c.compat&compatHasJournal != 0 && le.Uint32(sb[sbJournalInode:]) != 0, sbJournalInode, "the journal"},
+		{c.compat&compatHasJournal != 0 && le.Uint32(sb[sbJournalDev:]) == 0, sbJournalInode, "the journal"},
 		{c.ro&roQuota != 0, sbUserQuota, "the quota of users"},
 		{c.ro&roQuota != 0, sbGroupQuota, "the quota of groups"},
 		{c.ro&roQuota != 0, sbProjectQuota, "the quota of projects"},
@@ -175,9 +175,9 @@ func (c *checker) super() {
 	} {
 		ino := le.Uint32(sb[s.at:])
 		switch {
-		case !s.set && ino > c.inodes && s.at != sbJournalInode:
-			c.bad("superblock: %s is inode %d of %d", s.what, ino, c.inodes)
-		case !s.set || ino == 0 && s.at != sbOrphanFile:
+		case !s.set && ino != 0:
+			c.bad("superblock: %s is inode %d, and the filesystem has none", s.what, ino)
+		case !s.set || ino == 0 && s.at != sbOrphanFile && s.at != sbJournalInode:
 		case ino == 0 || ino > c.inodes || ino == rootInode:
 			c.bad("superblock: %s is inode %d", s.what, ino)
 		default:

@@ -281,7 +281,7 @@ func (t *dxCheck) root() error {
 	if n := int(t.recLen(b[deRecLen:])); n != recLen(1) {
 		return corrupt("%s: hash tree root whose first entry has length %d", where, n)
 	}
-	if d, dd := b[:12], b[12:]; le.Uint32(d) != t.names.ino || string(d[deName:deName+int(d[deNameLen])%4]) != "." || dd[deNameLen] != 2 || string(dd[deName:deName+2]) != ".." ||
+	if d, dd := b[:12], b[12:]; le.Uint32(d) != t.names.ino || d[deNameLen] != 1 || d[deName] != '.' || dd[deNameLen] != 2 || string(dd[deName:deName+2]) != ".." ||
 		t.recLen(dd[deRecLen:]) != int(t.bs)-recLen(1) || t.incompat&incompatFiletype != 0 && (d[deType] != ftDir && d[deType] != 0 || dd[deType] != ftDir && dd[deType] != 0) {
 		return corrupt("%s: hash tree root without \".\" and \"..\"", where)
 	}

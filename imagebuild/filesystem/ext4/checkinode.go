@@ -86,11 +86,15 @@ func (c *checker) checkInode(ino uint32, raw []byte, k *checkGroup, place uint32
 	if !c.inodeSumOK(ino, raw) {
 		c.bad("inode %d has a wrong checksum", ino)
 	}
+	odd := false
 	if c.isize > oldInodeSize {
 		if x := int(le.Uint16(raw[inExtraIsize:])); oldInodeSize+x > c.isize || x%4 != 0 {
 			c.bad("inode %d has an extra size of %d", ino, x)
-			return true // where attributes begin is not known
+			odd = true // where attributes begin is not known
 		}
+	}
+	if c.ro&roHugeFile == 0 && le.Uint16(raw[inBlocksHi:]) != 0 || c.incompat&incompat64Bit == 0 && le.Uint16(raw[inACLHi:]) != 0 {
+		c.bad("inode %d: the high halves of its block counts are %d and %d, and the filesystem has none", ino, le.Uint16(raw[inBlocksHi:]), le.Uint16(raw[inACLHi:]))
 	}
 	if v := le.Uint32(raw[inFragment:]); v != 0 && !reserved {
 		c.bad("inode %d: the address of its fragment is %d", ino, v)
@@ -129,9 +133,12 @@ func (c *checker) checkInode(ino uint32, raw []byte, k *checkGroup, place uint32
 		}
 		return true
 	}
-	extra, err := c.checkXattrs(ino, raw)
-	if err != nil {
-		c.badInode(ino, err)
+	var extra int64
+	var err error
+	if !odd {
+		if extra, err = c.checkXattrs(ino, raw); err != nil {
+			c.badInode(ino, err)
+		}
 	}
 	var blocks int64
 	switch kind {
@@ -156,7 +163,7 @@ func (c *checker) checkInode(ino uint32, raw []byte, k *checkGroup, place uint32
 	if kind == modeLink {
 		c.checkLink(ino, raw, size)
 	}
-	if want := (blocks + extra) * (c.bs / 512); blocks >= 0 && err == nil && c.inodeUnits(raw) != want {
+	if want := (blocks + extra) * (c.bs / 512); blocks >= 0 && err == nil && !odd && c.inodeUnits(raw) != want {
 		c.bad("inode %d: uses %d sectors, says %d", ino, want, c.inodeUnits(raw))
 	}
 	switch c.owned[ino] {
@@ -336,16 +343,10 @@ func (c *checker) checkResizeInode(raw []byte) error {
 	if inodeType(raw) != modeReg {
 		return corrupt("inode %d: the resize inode has mode %#o", resizeInode, le.Uint16(raw[inMode:]))
 	}
-	if size, block := inodeSize(raw), c.aclBlock(raw); size > c.indirectMax() || block != 0 {
-		return corrupt("inode %d: the resize inode has %d bytes and the attribute block %d", resizeInode, size, block)
-	}
-	double := int64(0)
+	double := int64(le.Uint32(raw[inBlock+4*(directBlocks+1):]))
 	for i := range int64(directBlocks + 3) {
-		p := int64(le.Uint32(raw[inBlock+4*i:]))
-		if i == directBlocks+1 {
-			double = p
-		} else if p != 0 {
-			return corrupt("inode %d: the resize inode's map has block %d at %d", resizeInode, p, i)
+		if p := int64(le.Uint32(raw[inBlock+4*i:])); p != 0 && i != directBlocks+1 {
+			c.bad("inode %d: the resize inode's map has block %d at %d", resizeInode, p, i)
 		}
 	}
 	if double == 0 {
@@ -358,6 +359,9 @@ func (c *checker) checkResizeInode(raw []byte) error {
 		return corrupt("inode %d: the resize inode's map is in block %d of %d", resizeInode, double, c.blocks)
 	}
 	c.mark(double, 1, "the map of the resize inode", 0)
+	if size, block, flags := inodeSize(raw), c.aclBlock(raw), inodeFlags(raw); size > c.indirectMax() || block != 0 || flags&(flagIndex|flagExtents|flagInlineData) != 0 {
+		return corrupt("inode %d: the resize inode has %d bytes, the attribute block %d, and flags %#x", resizeInode, size, block, flags)
+	}
 	var backups []uint32
 	for g := uint32(1); g < c.groups; g++ {
 		if c.hasSuperIn(g, c.table.copies) {
@@ -407,6 +411,16 @@ func (c *checker) checkJournal(ino uint32, raw []byte) error {
 		return corrupt("inode %d: the journal has mode %#o", ino, le.Uint16(raw[inMode:]))
 	}
 	m := newBlockMap(c.FS, ino, raw)
+	for log := int64(0); log < (m.size+c.bs-1)/c.bs; {
+		phys, n, err := m.find(log)
+		if err != nil {
+			return nil // reported with its map
+		}
+		if phys == 0 {
+			return corrupt("inode %d: block %d of the journal is a hole", ino, log)
+		}
+		log += n
+	}
 	b := make([]byte, journalSuperSize)
 	if _, err := m.ReadAt(b, 0); err != nil {
 		return fmt.Errorf("inode %d: the journal: %w", ino, noEOF(err))

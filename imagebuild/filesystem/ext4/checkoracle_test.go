@@ -196,6 +196,7 @@ var stricter = regexp.MustCompile(strings.Join([]string{
 	`attribute ".*" is out of order`,      // the kernel does not find the attribute, e2fsck does
 	`inode [78](:| has| holds)`,           // the kernel does not mount with such a journal, or does not grow
 	`copy of the (superblock|descriptor)`, // e2fsck looks at copies when the first are broken
+	`superblock: (errors were|not unm)`,   // for which e2fsck looks at all, and says no more
 	`the list of orphans`,                 // which e2fsck passes over when it may not write
 	`free, and has a wrong checksum`,      // e2fsck does not look at all of them
 }, "|"))
@@ -213,6 +214,8 @@ func excused(what string, ours []string) bool {
 var laxer = regexp.MustCompile(strings.Join([]string{
 	`directory entry in directory inode \d+ is not NULL terminated`, // what follows a name that has its length
 	`immutable$|immutable or append-only`,                           // a flag that keeps others from changing it
+	`last (write|mount) time`,                                       // which the clock makes wrong
+	`^Inode 7, i_size`,                                              // of the inode that keeps room for descriptors
 	`Bad required extra isize in superblock`,                        // of inodes to come
 	`part of (a corrupted|the) orphan`,                              // deleted inodes whose time of deletion is small
 }, "|"))
