@@ -52,7 +52,7 @@ func (o *outputFlags) add(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&o.diskPath, "disk-path", "", "the disk's `PATH` in an output that is a container image (default disk/boot.qcow2)")
 	f.StringVar(&o.format, "output-format", "", "qcow2 or raw (default: raw where OUT ends in .raw or .img, else qcow2)")
-	f.StringVar(&o.compress, "compress", "", "compress all data of a qcow2: `KIND[:LEVEL]`, zstd or zlib; or the level for a raw disk in a .zst, .gz or .xz: zstd, gzip, xz")
+	f.StringVar(&o.compress, "compress", "", "compress all data of a qcow2: `KIND[:LEVEL]`, zstd or zlib; or the level for a raw disk in a .zst or .gz: zstd, gzip")
 	f.StringVar(&o.cluster, "cluster-size", "", "`SIZE` of a qcow2's clusters, such as 64K (default: the base's, or 64K)")
 	f.BoolVar(&o.overlay, "overlay", false, "a qcow2 with the changes alone, backed by the base, in the base's folder")
 	f.BoolVar(&o.force, "force", false, "replace OUT where it exists, or write over a block device")
@@ -61,7 +61,7 @@ func (o *outputFlags) add(cmd *cobra.Command) {
 }
 
 // compressions are the highest levels of what compresses.
-var compressions = map[string]int{"": 0, "zlib": 9, "zstd": 22, "gzip": 9, "xz": 9}
+var compressions = map[string]int{"": 0, "zlib": 9, "zstd": 22, "gzip": 9, "xz": 0}
 
 func (o *outputFlags) apply(d *imagebuild.Delivery) error {
 	d.DiskPath, d.Checksum, d.Bmap = o.diskPath, o.checksum, o.bmap
@@ -79,7 +79,7 @@ func (o *outputFlags) apply(d *imagebuild.Delivery) error {
 		n, err = strconv.Atoi(level)
 	}
 	if !known || err != nil || leveled && (n < 1 || n > highest) {
-		return usage("--compress %s: give zstd, zlib, gzip or xz, and a level from 1 to 9 (of zstd to 22) behind a colon, such as zstd:9", o.compress)
+		return usage("--compress %s: give zstd, zlib, gzip or xz; but for xz with a level from 1 to 9 (of zstd to 22) behind a colon, such as zstd:9", o.compress)
 	}
 	out.Compression, out.Level = kind, n
 	if o.cluster != "" {

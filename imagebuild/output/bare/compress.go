@@ -13,7 +13,7 @@ import (
 type Options struct {
 	Kind Kind
 	// Level is how hard to compress, in the numbers of the kind's own tool: 1 to 22 for Zstd (usually 3; there are four
-	// steps, which begin at 1, 3, 6 and 10), 1 to 9 for Gzip and XZ (usually 6); 0 is the usual one.
+	// steps, which begin at 1, 3, 6 and 10), 1 to 9 for Gzip (usually 6); 0 is the usual one. XZ has none.
 	Level int
 	// Workers is how many goroutines read and compress; 0: as many as there are cores, and 16 at most. Each takes about
 	// 30 MiB of memory, and 80 for XZ. The bytes written do not depend on it.
@@ -60,7 +60,7 @@ func (o Options) format() (format, error) {
 	case Gzip:
 		return &gzipFormat{level: level}, nil
 	case XZ:
-		return &xzFormat{level: level}, nil
+		return &xzFormat{}, nil
 	}
 	return plainFormat{}, nil
 }
@@ -87,7 +87,7 @@ func Compress(ctx context.Context, w io.Writer, src qcow.Source, o Options) (Res
 	if err := write(f.start()); err != nil {
 		return Result{}, err
 	}
-	zeros := zeros{f: f}
+	zeros := zeros{o: o}
 	_, plain := f.(plainFormat)
 	unit := mapUnit(src.Size())
 	p := pass{
@@ -143,9 +143,10 @@ func Sum(ctx context.Context, src qcow.Source, o Options) (Result, error) {
 	return Compress(ctx, io.Discard, src, o)
 }
 
-// zeros are the parts of zeros that contents have, made once: as long as a step, and perhaps another at the end.
+// zeros are the parts of zeros that contents have, made once, as well as the kind can: as long as a step, and perhaps
+// another at the end.
 type zeros struct {
-	f    format
+	o    Options
 	made packed
 }
 
@@ -159,7 +160,12 @@ func (z *zeros) of(n int64) (packed, error) {
 	if z.made.n == n {
 		return z.made, nil
 	}
-	pack, err := z.f.worker()
+	z.o.Level = levels[z.o.Kind].max
+	f, err := z.o.format()
+	if err != nil {
+		return packed{}, err
+	}
+	pack, err := f.worker()
 	if err != nil {
 		return packed{}, err
 	}

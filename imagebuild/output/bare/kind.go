@@ -107,7 +107,7 @@ func quote(s string) string {
 var levels = map[Kind]struct{ min, usual, max int }{
 	Zstd: {1, 3, 22},
 	Gzip: {1, 6, 9},
-	XZ:   {1, 6, 9},
+	XZ:   {},
 }
 
 // Check refuses a kind that does not exist and, with ErrLevel, a level that its kind does not have.
@@ -121,6 +121,9 @@ func (o Options) Check() error {
 	l, ok := levels[o.Kind]
 	if !ok {
 		return fmt.Errorf("%w: %q; .zst, .gz and .xz are", ErrFormat, string(o.Kind))
+	}
+	if o.Level != 0 && l.max == 0 {
+		return fmt.Errorf("%w: %d; .%s has one way to compress", ErrLevel, o.Level, o.Kind)
 	}
 	if o.Level != 0 && (o.Level < l.min || o.Level > l.max) {
 		return fmt.Errorf("%w: %d; .%s has %d to %d, usually %d", ErrLevel, o.Level, o.Kind, l.min, l.max, l.usual)

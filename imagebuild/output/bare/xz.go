@@ -1,9 +1,13 @@
 package bare
 
 import (
+	"bytes"
 	"encoding/binary"
+	"fmt"
 	"hash/crc32"
 	"hash/crc64"
+
+	"github.com/ulikunitz/xz/lzma"
 )
 
 // Numbers of the .xz file format, version 1.2.
@@ -23,9 +27,8 @@ var (
 	crcECMA = crc64.MakeTable(crc64.ECMA)
 )
 
-// xzFormat makes one stream, and a block of each part.
+// xzFormat makes one stream, and a block of each part, so that parts are compressed side by side.
 type xzFormat struct {
-	level  int
 	blocks uint64
 	index  []byte // records
 }
@@ -39,10 +42,20 @@ func (*xzFormat) start() []byte {
 
 // worker's functions give the block's size without its padding in place of a checksum.
 func (f *xzFormat) worker() (func(dst, data []byte) ([]byte, uint64, error), error) {
-	e := newLZMA(f.level)
-	var packed []byte
+	var buf bytes.Buffer
 	return func(dst, data []byte) ([]byte, uint64, error) {
-		packed = e.encode(packed[:0], data)
+		buf.Reset()
+		w, err := lzma.Writer2Config{DictCap: xzBlock, BufSize: 64 << 10}.NewWriter2(&buf)
+		if err == nil {
+			_, err = w.Write(data)
+		}
+		if err == nil {
+			err = w.Close()
+		}
+		if err != nil {
+			return dst, 0, fmt.Errorf("compressing: %w", err)
+		}
+		packed := buf.Bytes()
 		from := len(dst)
 		dst = append(dst, 0, xzBlockSizes)
 		dst = binary.AppendUvarint(dst, uint64(len(packed)))
