@@ -8,7 +8,6 @@ import (
 	"path"
 	"slices"
 	"strings"
-	"unicode"
 
 	"github.com/pelletier/go-toml/v2"
 
@@ -244,27 +243,8 @@ func pinConf(patterns []string) []byte {
 pinned_images = [
 `)
 	for _, p := range patterns {
-		t.WriteString("  " + tomlQuote(p) + ",\n")
+		t.WriteString("  " + storageconf.Quote(p) + ",\n")
 	}
 	t.WriteString("]\n")
 	return []byte(t.String())
-}
-
-// tomlQuote gives s as a basic string, in the form that all versions of TOML share.
-func tomlQuote(s string) string {
-	var b strings.Builder
-	b.WriteByte('"')
-	for _, r := range s {
-		switch {
-		case r == '"' || r == '\\':
-			b.WriteByte('\\')
-			b.WriteRune(r)
-		case unicode.IsControl(r):
-			fmt.Fprintf(&b, `\u%04X`, r)
-		default:
-			b.WriteRune(r)
-		}
-	}
-	b.WriteByte('"')
-	return b.String()
 }

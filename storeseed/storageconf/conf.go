@@ -139,7 +139,7 @@ graphroot = "` + DefaultGraphRoot + `"
 [storage.options]
 # Read-only image stores, in the order of search.
 additionalimagestores = [
-  ` + quote(store) + `,
+  ` + Quote(store) + `,
 ]
 `)
 }
@@ -169,8 +169,8 @@ func cleanStore(store string) (string, error) {
 	return path.Clean(store), nil
 }
 
-// quote returns s as a TOML basic string, in the form that all versions of TOML share.
-func quote(s string) string {
+// Quote returns s as a TOML basic string, in the form that all versions of TOML share.
+func Quote(s string) string {
 	var b strings.Builder
 	b.WriteByte('"')
 	for _, r := range s {

@@ -71,10 +71,10 @@ func insertFirst(conf []byte, key []string, value string, listed func(string) bo
 
 	after, err := decode(out)
 	if err == nil && !onlyGained(before, after, key, value) {
-		err = fmt.Errorf("%s would not come out as %s", strings.Join(key, "."), quote(value))
+		err = fmt.Errorf("%s would not come out as %s", strings.Join(key, "."), Quote(value))
 	}
 	if err != nil {
-		return nil, false, fmt.Errorf("%w: %v; add %s to %s by hand", ErrUnsupported, err, quote(value), strings.Join(key, "."))
+		return nil, false, fmt.Errorf("%w: %v; add %s to %s by hand", ErrUnsupported, err, Quote(value), strings.Join(key, "."))
 	}
 	return out, true, nil
 }
@@ -270,11 +270,11 @@ func (l *layout) value(e *unstable.Node, lastKey unstable.Range, full []string, 
 
 // insertion says where to put which text.
 func (l *layout) insertion(value string) (pos int, text string) {
-	list := "[" + quote(value) + "]"
+	list := "[" + Quote(value) + "]"
 	name := l.key[len(l.key)-1]
 	switch {
 	case l.array != nil:
-		return l.element(quote(value))
+		return l.element(Quote(value))
 
 	case l.inline != nil:
 		kv := strings.Join(l.inline.rest, ".") + " = " + list

@@ -66,8 +66,8 @@ func TestPodman(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			graph, run := filepath.Join(dir, fmt.Sprint("g", i)), filepath.Join(dir, fmt.Sprint("r", i))
-			conf := strings.NewReplacer("\"G\"", quote(graph), "\"R\"", quote(run), "OLD", oldStore, quote("/x"), quote(oldStore),
-				quote(DefaultGraphRoot), quote(graph), quote(DefaultRunRoot), quote(run)).Replace(c.conf)
+			conf := strings.NewReplacer("\"G\"", Quote(graph), "\"R\"", Quote(run), "OLD", oldStore, Quote("/x"), Quote(oldStore),
+				Quote(DefaultGraphRoot), Quote(graph), Quote(DefaultRunRoot), Quote(run)).Replace(c.conf)
 			if c.name == "default" {
 				c.want = "new old"
 			}
