@@ -75,6 +75,8 @@ type checkGroup struct {
 	lost          bool // something of the group could not be read: what it uses is not known
 }
 
+const valueInode = "an attribute's value"
+
 // sharedAttrs is an attribute block and what is known of it.
 type sharedAttrs struct {
 	users, says uint32
@@ -175,7 +177,7 @@ func (c *checker) super() {
 	} {
 		ino := le.Uint32(sb[s.at:])
 		switch {
-		case !s.set && ino != 0:
+		case !s.set && ino != 0 && s.at != sbOrphanFile:
 			c.bad("superblock: %s is inode %d, and the filesystem has none", s.what, ino)
 		case !s.set || ino == 0 && s.at != sbOrphanFile && s.at != sbJournalInode:
 		case ino == 0 || ino > c.inodes || ino == rootInode:
@@ -196,6 +198,17 @@ func (c *checker) meta(g uint32) error {
 		c.bad("group %d: its descriptor has flags %#x and %d unused inodes without checksums", g, flags, unused)
 	case c.groupCsum && unused > c.ipg:
 		c.bad("group %d: %d of its %d inodes are unused", g, unused, c.ipg)
+	}
+	if start, end := c.groupStart(g), c.groupStart(g)+c.groupLen(g); c.incompat&incompatFlexBG == 0 {
+		for _, m := range [][2]int64{
+			{c.descBlockNo(g, gdBlockBitmapLo, gdBlockBitmapHi), 1},
+			{c.descBlockNo(g, gdInodeBitmapLo, gdInodeBitmapHi), 1},
+			{c.descBlockNo(g, gdInodeTableLo, gdInodeTableHi), c.itableBlocks()},
+		} {
+			if m[0] < start || m[0]+m[1] > end {
+				c.bad("group %d: its descriptor leads to block %d, outside the group", g, m[0])
+			}
+		}
 	}
 	c.mark(c.groupStart(g), min(c.baseMetaIn(g, c.table), c.groupLen(g)), fmt.Sprintf("the superblock and descriptors of group %d", g), 0)
 	c.mark(c.descBlockNo(g, gdBlockBitmapLo, gdBlockBitmapHi), 1, fmt.Sprintf("the block bitmap of group %d", g), 0)
@@ -374,7 +387,20 @@ func (c *checker) counters() {
 	if blocks != c.freeBlocks || inodes != c.freeInodes {
 		c.bad("superblock: %d free blocks and %d free inodes, the groups have %d and %d", blocks, inodes, c.freeBlocks, c.freeInodes)
 	}
-	if r := c.reserved(); r > c.blocks/2 {
+	owned := make([]uint32, 0, len(c.owned))
+	for ino := range c.owned {
+		owned = append(owned, ino)
+	}
+	slices.Sort(owned)
+	for _, ino := range owned {
+		if ino == resizeInode && c.table.reserved == 0 {
+			continue
+		}
+		if k := c.in[(ino-1)/c.ipg].kinds; c.owned[ino] != valueInode && ((ino-1)%c.ipg >= uint32(len(k)) || k[(ino-1)%c.ipg] == 0) {
+			c.bad("superblock: %s is inode %d, which is free", c.owned[ino], ino)
+		}
+	}
+	if r := c.reserved(); r < 0 || r > c.blocks/2 {
 		c.bad("superblock: %d of %d blocks are reserved", r, c.blocks)
 	}
 }

@@ -120,7 +120,7 @@ func (c *checker) checkInode(ino uint32, raw []byte, k *checkGroup, place uint32
 		c.bad("inode %d: its flags %#x do not fit mode %#o and the filesystem's features", ino, flags, mode)
 	}
 	if flags&flagEAInode != 0 && kind == modeReg {
-		c.owned[ino] = "an attribute's value"
+		c.owned[ino] = valueInode
 	}
 	size := inodeSize(raw)
 	if size < 0 {
@@ -195,7 +195,7 @@ func fastLink(raw []byte, size int64) bool {
 
 // badBlocks marks the blocks that cannot be used.
 func (c *checker) badBlocks(raw []byte) {
-	if le.Uint16(raw[inMode:]) != 0 || le.Uint16(raw[inUIDLo:]) != 0 || le.Uint16(raw[inGIDLo:]) != 0 || inodeFlags(raw)&flagExtents != 0 || c.aclBlock(raw) != 0 {
+	if le.Uint16(raw[inMode:]) != 0 || le.Uint16(raw[inUIDLo:]) != 0 || le.Uint16(raw[inGIDLo:]) != 0 || inodeFlags(raw)&flagExtents != 0 || le.Uint32(raw[inACLLo:]) != 0 {
 		c.bad("inode %d: the list of bad blocks is no such list", badBlocksInode)
 	}
 	if zero(raw[inBlock : inBlock+inBlockLen]) {
@@ -340,8 +340,8 @@ func (c *checker) checkLink(ino uint32, raw []byte, size int64) {
 // checkResizeInode checks the map of the blocks that are kept for descriptors to come. The blocks are among those of
 // the groups that they are in; what the inode has to itself is the block that its map begins with.
 func (c *checker) checkResizeInode(raw []byte) error {
-	if inodeType(raw) != modeReg {
-		return corrupt("inode %d: the resize inode has mode %#o", resizeInode, le.Uint16(raw[inMode:]))
+	if inodeType(raw) != modeReg || le.Uint16(raw[inLinks:]) == 0 {
+		return corrupt("inode %d: the resize inode has mode %#o and %d links", resizeInode, le.Uint16(raw[inMode:]), le.Uint16(raw[inLinks:]))
 	}
 	double := int64(le.Uint32(raw[inBlock+4*(directBlocks+1):]))
 	for i := range int64(directBlocks + 3) {
@@ -423,7 +423,7 @@ func (c *checker) checkJournal(ino uint32, raw []byte) error {
 	}
 	b := make([]byte, journalSuperSize)
 	if _, err := m.ReadAt(b, 0); err != nil {
-		return fmt.Errorf("inode %d: the journal: %w", ino, noEOF(err))
+		return corrupt("inode %d: the journal cannot be read: %v", ino, err)
 	}
 	// The journal's integers are big-endian.
 	u32 := func(at int) uint32 {
@@ -438,6 +438,8 @@ func (c *checker) checkJournal(ino uint32, raw []byte) error {
 		return corrupt("inode %d: the journal claims %d blocks in %d bytes", ino, u32(jsBlocks), m.size)
 	case u32(jsStart) != 0:
 		return corrupt("inode %d: the journal must be replayed", ino)
+	case t == journalSB2 && u32(jsUsers) > 1:
+		return corrupt("inode %d: the journal is that of %d filesystems", ino, u32(jsUsers))
 	case u32(jsErrno) != 0:
 		return corrupt("inode %d: the journal recorded error %d", ino, u32(jsErrno))
 	case t == journalSB2 && (u32(jsIncompat)&^journalIncompat != 0 || u32(jsROCompat) != 0):

@@ -197,8 +197,12 @@ var stricter = regexp.MustCompile(strings.Join([]string{
 	`inode [78](:| has| holds)`,           // the kernel does not mount with such a journal, or does not grow
 	`copy of the (superblock|descriptor)`, // e2fsck looks at copies when the first are broken
 	`superblock: (errors were|not unm)`,   // for which e2fsck looks at all, and says no more
-	`the list of orphans`,                 // which e2fsck passes over when it may not write
-	`free, and has a wrong checksum`,      // e2fsck does not look at all of them
+	`as bad blocks`,                       // which it takes as they are
+	`the journal is inode 8, and`,         // the kernel does not mount what names a device for it, too
+	`a folder of \d{8,} bytes|negative size`,
+	`a name of no kind`,              // the kernel does not show such an attribute
+	`the list of orphans`,            // which e2fsck passes over when it may not write
+	`free, and has a wrong checksum`, // e2fsck does not look at all of them
 }, "|"))
 
 // excused says that all that Check found is what only it looks for. e2fsck takes inode tables of groups that were
