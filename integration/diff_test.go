@@ -668,6 +668,84 @@ func TestDiffDisk(t *testing.T) {
 	}
 }
 
+// TestDiffLayouts bakes into disks of several kinds: the difference to the base is the bake, as in all others.
+func TestDiffLayouts(t *testing.T) {
+	requires(t, "root")
+	images := testImages(t)
+	esp := part{size: 2 * mib, kind: typeESP, name: "EFI-SYSTEM", make: noise}
+	bls := map[string]string{"boot/loader/entries/b-1.conf": "title B\nversion 1\nlinux /boot/vmlinuz\noptions root=LABEL=root ro console=tty0\n",
+		"boot/loader/entries/b-0.conf": "title A\nversion 0\nlinux /boot/vmlinuz\noptions root=LABEL=root ro console=tty0\n"}
+	onLVM := rootPart(t, map[string]string{"etc/fstab": "/dev/mapper/rl-root / auto defaults 0 0\n/dev/rl/swap none swap sw 0 0\n"})
+	onLVM.kind, onLVM.size, onLVM.make = typeLVM, 200*mib, lvm(ext4("-L", "root"), 0)
+	for _, c := range []struct {
+		name  string
+		base  func(dir string)
+		args  []string
+		parts []string // "KIND PARTITION", in order
+		size  bool     // whether the disk becomes larger
+		files []string // beside storage.conf
+		boot  int
+	}{
+		{"bare", func(dir string) { makeDisk(t, dir+"/base", "bare", rootPart(t, nil)) }, nil, nil, false, nil, 0},
+		{"mbr", func(dir string) {
+			p := rootPart(t, nil)
+			p.kind, p.name = "83", ""
+			makeDisk(t, dir+"/base", "mbr", part{size: 4 * mib, kind: "c", make: noise}, p)
+		}, []string{"--size", "+100M"}, []string{"changed 2"}, true, nil, 0},
+		{"lvm", func(dir string) { makeDisk(t, dir+"/base", "gpt", esp, onLVM) }, []string{"--size", "+100M"}, []string{"changed 2", "changed rl/root"}, true, nil, 0},
+		{"store partition", func(dir string) { makeDisk(t, dir+"/base", "gpt", rootPart(t, nil)) }, []string{"--store-partition=xfs"}, []string{"added 2"}, true,
+			[]string{"/etc/systemd/system/var-images.mount"}, 0},
+		{"boot entries", func(dir string) { makeDisk(t, dir+"/base", "gpt", esp, rootPart(t, bls)) }, []string{"--karg-append", "quiet"}, nil, false,
+			[]string{"/boot/loader/entries/b-0.conf", "/boot/loader/entries/b-1.conf"}, 2},
+		{"var of its own", func(dir string) {
+			check(t, os.Rename(smallOCK(t, "VAR=320M", "SIZE=1020M"), dir+"/base"))
+		}, nil, nil, false, []string{"/" + subsPath}, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := tempDir(t)
+			c.base(dir)
+			baked(t, append([]string{"--base", dir + "/base", "--image", "oci-archive:" + images["hello"].ociArchive, "--output", dir + "/out.qcow2", "--quiet"}, c.args...)...)
+			d := differences(t, dir+"/base", dir+"/out.qcow2")
+			var parts []string
+			for _, p := range d.Partitions {
+				parts = append(parts, p.Kind+" "+p.Partition)
+				for _, f := range p.Differs {
+					if f.What != "size" {
+						t.Errorf("partition %s: %+v", p.Partition, f)
+					}
+				}
+				if p.ContentFrom != nil {
+					t.Errorf("partition %s: content from byte %d on", p.Partition, *p.ContentFrom)
+				}
+			}
+			if !slices.Equal(parts, c.parts) {
+				t.Errorf("partitions %q, must be %q", parts, c.parts)
+			}
+			if larger := len(d.Disk) == 1 && d.Disk[0].What == "size"; larger != c.size || len(d.Disk) > 1 {
+				t.Errorf("disk %+v", d.Disk)
+			}
+			files := append([]string{storageConf}, c.files...)
+			for _, p := range d.paths() {
+				// What wants the mount, and the folders for that.
+				if !slices.Contains(files, p) && !(c.name == "store partition" && strings.HasPrefix(p, "/etc/systemd")) {
+					t.Errorf("names %s", p)
+				}
+			}
+			for _, f := range files {
+				if !slices.Contains(d.paths(), f) {
+					t.Errorf("does not name %s", f)
+				}
+			}
+			if len(d.Boot) != c.boot || c.boot > 0 && (d.Boot[0].Entry != "b-1.conf" || !slices.Equal(d.Boot[0].ArgsAdded, []string{"quiet"})) {
+				t.Errorf("boot %+v", d.Boot)
+			}
+			if len(d.Stores) != 1 || len(d.Images) != 1 {
+				t.Errorf("stores %+v, images %+v", d.Stores, d.Images)
+			}
+		})
+	}
+}
+
 // TestDiffLines holds which files' lines are shown.
 func TestDiffLines(t *testing.T) {
 	requires(t, "root")
