@@ -16,7 +16,7 @@ type Options struct {
 	// steps, which begin at 1, 3, 6 and 10), 1 to 9 for Gzip (usually 6); 0 is the usual one. XZ has none.
 	Level int
 	// Workers is how many goroutines read and compress; 0: as many as there are cores, and 16 at most. Each takes about
-	// 30 MiB of memory, and 80 for XZ. The bytes written do not depend on it.
+	// 30 MiB of memory, and 150 for XZ. The bytes written do not depend on it.
 	Workers int
 	// Bmap makes a block map as well.
 	Bmap bool

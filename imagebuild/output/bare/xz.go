@@ -50,6 +50,9 @@ func (f *xzFormat) worker() (func(dst, data []byte) ([]byte, uint64, error), err
 			_, err = w.Write(data)
 		}
 		if err == nil {
+			err = w.Flush() // whose error Close does not give
+		}
+		if err == nil {
 			err = w.Close()
 		}
 		if err != nil {
