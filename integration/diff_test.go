@@ -793,6 +793,36 @@ func TestDiffLines(t *testing.T) {
 	}
 }
 
+// TestDiffUnclean has a filesystem that was not unmounted: what its journal holds is not seen, and that is said.
+func TestDiffUnclean(t *testing.T) {
+	requires(t, "root", "xfs_io", "debugfs")
+	for name, p := range map[string]part{"ext4": rootPart(t, nil), "xfs": xfsPart(t, nil)} {
+		t.Run(name, func(t *testing.T) {
+			dir := tempDir(t)
+			base, bad := dir+"/a.raw", dir+"/b.raw"
+			makeDisk(t, base, "gpt", p)
+			run(t, "cp", "--sparse=always", base, bad)
+			if name == "ext4" {
+				dev := attach(t, bad, 1)
+				run(t, "debugfs", "-w", "-R", "feature needs_recovery", dev)
+				detach(t, dev)
+				if o := nodebake(t, "diff", base, bad); o.code != exitUnsupported || !strings.Contains(o.stderr, "journal") {
+					t.Errorf("%s", o)
+				}
+				return
+			}
+			mnt := mount(t, bad, 1, "rw")
+			check(t, os.WriteFile(mnt+"/lost", []byte("x"), 0o644))
+			run(t, "xfs_io", "-x", "-c", "shutdown -f", mnt)
+			unmount(t, mnt)
+			d := differences(t, base, bad)
+			if len(d.Warnings) != 1 || !strings.HasPrefix(d.Warnings[0], "B: ") || !strings.Contains(d.Warnings[0], "was not unmounted") {
+				t.Errorf("warnings: %q", d.Warnings)
+			}
+		})
+	}
+}
+
 // TestDiffHostile compares a disk with damaged copies of itself: it ends, and says so or finds something.
 func TestDiffHostile(t *testing.T) {
 	requires(t, "root", "mkfs.xfs")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"path"
 	"slices"
@@ -13,6 +14,8 @@ import (
 
 	"github.com/nodebake/nodebake/imagebuild"
 	"github.com/nodebake/nodebake/imagebuild/disk"
+	"github.com/nodebake/nodebake/imagebuild/filesystem"
+	"github.com/nodebake/nodebake/imagebuild/filesystem/xfs"
 	"github.com/nodebake/nodebake/imagebuild/osroot"
 	"github.com/nodebake/nodebake/storeseed"
 )
@@ -86,8 +89,8 @@ type Comparison struct {
 type side struct {
 	*imagebuild.Opened
 	stores []store
-	// var_ and boot are where the default system has them, and home where its own root is.
-	home, var_, boot string
+	// home is where the default system's root is in the tree, state its /var, and boot its /boot.
+	home, state, boot string
 }
 
 type store struct {
@@ -119,7 +122,15 @@ func (c *Comparison) read(s *side, called string) error {
 	for _, w := range slices.Concat(s.Disk.Warnings, s.Root.Warnings) {
 		c.warn("%s: %s", called, w)
 	}
-	for name, at := range map[string]*string{"/": &s.home, "/var": &s.var_, "/boot": &s.boot} {
+	for _, v := range s.Root.Volumes {
+		// XFS says whether it was unmounted when it is opened for writing, which this is not for; ext4 that was not is not
+		// opened at all.
+		_, err := filesystem.OpenWriter(unwritable{s.Disk.Section(v.Partition)}, v.Partition.Size, v.Partition.Kind, filesystem.Options{Now: time.Unix(0, 0), CountOnly: true})
+		if errors.Is(err, xfs.ErrDirtyLog) {
+			c.warn("%s: %s was not unmounted: what its log holds is not seen; mount and unmount it once", called, v.Partition)
+		}
+	}
+	for name, at := range map[string]*string{"/": &s.home, "/var": &s.state, "/boot": &s.boot} {
 		p, err := s.Path(name)
 		if err != nil {
 			return fmt.Errorf("finding %s: %w", name, err)
@@ -142,6 +153,12 @@ func (c *Comparison) read(s *side, called string) error {
 	}
 	return nil
 }
+
+// unwritable is a device for those who will not write.
+type unwritable struct{ io.ReaderAt }
+
+// WriteAt implements io.WriterAt.
+func (unwritable) WriteAt([]byte, int64) (int, error) { return 0, syscall.EROFS }
 
 func (s *side) describe() Side {
 	d := Side{Path: s.Disk.Path, Format: s.Disk.Format, Size: s.Disk.Size(), OS: Text(s.Root.Release.PrettyName), Layout: "plain"}
@@ -261,7 +278,7 @@ func (c *Comparison) trees(stores bool) Trees {
 	t := Trees{A: a.Root.Tree, B: b.Root.Tree, Pairs: []Pair{{a.home, b.home, "/"}}}
 	var own [2][]string
 	if a.Root.Ostree || b.Root.Ostree {
-		t.Pairs = append(t.Pairs, Pair{a.boot, b.boot, "/boot"}, Pair{a.var_, b.var_, "/var"})
+		t.Pairs = append(t.Pairs, Pair{a.boot, b.boot, "/boot"}, Pair{a.state, b.state, "/var"})
 	}
 	if a.Root.Ostree && b.Root.Ostree {
 		t.Pairs = append(t.Pairs, Pair{"", "", "/sysroot"})
@@ -270,7 +287,7 @@ func (c *Comparison) trees(stores bool) Trees {
 			t.Pairs = append(t.Pairs, Pair{join(a.home, dir), join(b.home, dir), "/sysroot/" + join(b.home, dir)})
 		}
 		for i, s := range []*side{a, b} {
-			own[i] = []string{s.home, s.var_, s.boot}
+			own[i] = []string{s.home, s.state, s.boot}
 		}
 	}
 	for i, s := range []*side{a, b} {
