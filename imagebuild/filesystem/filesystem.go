@@ -166,7 +166,9 @@ func Check(ctx context.Context, r Reader, fault func(error)) error {
 // Links says how many names a file has; an error where its filesystem does not tell.
 func (t *Tree) Links(name string) (uint64, error) {
 	r, rest := t.reader(name)
-	l, ok := r.(interface{ Links(name string) (uint64, error) })
+	l, ok := r.(interface {
+		Links(name string) (uint64, error)
+	})
 	if !ok {
 		return 0, ErrNoWriter
 	}
