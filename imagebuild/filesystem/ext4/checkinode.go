@@ -71,14 +71,14 @@ func (c *checker) inodesOf(g uint32) error {
 func (c *checker) checkInode(ino uint32, raw []byte, k *checkGroup, place uint32) bool {
 	mode, links := le.Uint16(raw[inMode:]), le.Uint16(raw[inLinks:])
 	reserved := ino < c.firstInode() && ino != rootInode
-	if links == 0 && (!reserved || mode == 0) {
-		if ino == badBlocksInode {
-			c.badBlocks(raw)
-		}
+	if ino == badBlocksInode {
+		c.badBlocks(raw)
+	}
+	if links == 0 && (!reserved || mode == 0) || ino == badBlocksInode {
 		if !c.inodeSumOK(ino, raw) && !zero(raw) {
 			c.bad("inode %d: free, and has a wrong checksum", ino)
 		}
-		if mode != 0 && le.Uint32(raw[inDtime:]) == 0 {
+		if mode != 0 && le.Uint32(raw[inDtime:]) == 0 && !reserved {
 			c.bad("inode %d: free, and has no time of deletion", ino)
 		}
 		return reserved || ino == rootInode

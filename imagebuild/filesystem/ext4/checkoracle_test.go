@@ -197,6 +197,7 @@ var stricter = regexp.MustCompile(strings.Join([]string{
 	`inode [78](:| has| holds)`,           // the kernel does not mount with such a journal, or does not grow
 	`copy of the (superblock|descriptor)`, // e2fsck looks at copies when the first are broken
 	`superblock: (errors were|not unm)`,   // for which e2fsck looks at all, and says no more
+	`the quota of .* has none`,            // which it looks for only at some numbers
 	`as bad blocks`,                       // which it takes as they are
 	`the journal is inode 8, and`,         // the kernel does not mount what names a device for it, too
 	`a folder of \d{8,} bytes|negative size`,
@@ -217,10 +218,10 @@ func excused(what string, ours []string) bool {
 // laxer are complaints of e2fsck about what no reader of the filesystem sees, and Check does not look at.
 var laxer = regexp.MustCompile(strings.Join([]string{
 	`directory entry in directory inode \d+ is not NULL terminated`, // what follows a name that has its length
-	`immutable$|immutable or append-only`,                           // a flag that keeps others from changing it
+	`immutable$|immutable or append-only|imagic flag`,               // a flag that keeps others from changing it
 	`last (write|mount) time`,                                       // which the clock makes wrong
 	`^Inode 7, i_size`,                                              // of the inode that keeps room for descriptors
-	`Bad required extra isize in superblock`,                        // of inodes to come
+	`extra isize in superblock`,                                     // of inodes to come
 	`part of (a corrupted|the) orphan`,                              // deleted inodes whose time of deletion is small
 }, "|"))
 

@@ -38,6 +38,7 @@ func (fs *FS) Check(ctx context.Context, fault func(error)) error {
 		c.groups = append(c.groups, g)
 	}
 	c.ags = make([]checkGroup, len(c.groups))
+	c.superCopies()
 	for _, step := range []func(*group) error{c.trees, c.inodesOf, c.foldersOf, c.closeGroup} {
 		for _, g := range c.groups {
 			if err := ctx.Err(); err != nil {
@@ -181,7 +182,7 @@ func (c *checker) trees(g *group) error {
 	if sb.ro&roFinobt != 0 {
 		err := c.scanTree(finoKind, g.no, be.Uint32(g.agi[agiFreeRoot:]), int(be.Uint32(g.agi[agiFreeLevel:])), nil, func(r []byte) error {
 			k := g.findChunk(be.Uint32(r))
-			if k == nil || k.free != be.Uint64(r[8:]) || k.free&^k.holeBits() == 0 {
+			if k == nil || k.free != be.Uint64(r[8:]) || k.free&^k.holeBits() == 0 || !c.sameCounts(r[4:8], k) {
 				c.bad("group %d: the free inode tree lists a chunk at %d that is not so", g.no, be.Uint32(r))
 			}
 			return nil
@@ -302,6 +303,9 @@ func (c *checker) markFork(k fork) (blocks uint64) {
 		c.fault(err)
 		return k.in.nblocks
 	}
+	if k.in.kind() == modeLnk && !k.attr && len(exts) > 0 && exts[0].off != 0 {
+		c.bad("inode %d: a symlink whose target begins with block %d", k.in.ino, exts[0].off)
+	}
 	for _, e := range exts {
 		ag, b := c.sb.split(e.start)
 		c.mark(ag, b, e.n, !k.attr && k.in.kind() == modeReg, "inode %d", k.in.ino)
@@ -372,7 +376,7 @@ func (c *checker) foldersOf(g *group) error {
 				continue
 			}
 			t := &c.ags[ag]
-			if e.ftype != 0 && e.ftype != ftypeOfMode[uint16(t.kinds[p])<<12] {
+			if c.ftypeSize() == 1 && e.ftype != ftypeOfMode[uint16(t.kinds[p])<<12] {
 				c.bad("inode %d: folder entry %q has file type %d, inode %d is a %#o", ino, name, e.ftype, e.ino, uint16(t.kinds[p])<<12)
 			}
 			t.links[p]++
@@ -433,6 +437,9 @@ func (c *checker) checkLeaves(in *inode, idx *dirIndex) error {
 				if err := c.checkMeta(buf, d3CRC, d3UUID, fsb); err != nil {
 					return err
 				}
+				if be.Uint64(buf[d3Owner:]) != in.ino || be.Uint64(buf[d3Blkno:]) != c.sb.daddr(fsb) {
+					return corrupt("inode %d: free index block %#x belongs elsewhere", in.ino, fsb)
+				}
 				used := 0
 				for i := 0; i < n; i++ {
 					bests[first+uint64(i)] = be.Uint16(buf[dfHdr+2*i:])
@@ -446,7 +453,7 @@ func (c *checker) checkLeaves(in *inode, idx *dirIndex) error {
 			if err := c.checkMeta(buf, daCRC, daUUID, fsb); err != nil {
 				return err
 			}
-			if be.Uint64(buf[daOwner:]) != in.ino {
+			if be.Uint64(buf[daOwner:]) != in.ino || be.Uint64(buf[daBlkno:]) != c.sb.daddr(fsb) {
 				return corrupt("inode %d: folder index block %#x belongs elsewhere", in.ino, fsb)
 			}
 			n := int(be.Uint16(buf[daCount:]))

@@ -1,6 +1,10 @@
 package xfs
 
-import "slices"
+import (
+	"encoding/binary"
+	"math/bits"
+	"slices"
+)
 
 // What the kernel's verifiers want of index blocks, and a reader that goes through all of them can do without: links
 // between neighbours, the keys by which one descends, order, and counts of what is free or stale.
@@ -72,6 +76,15 @@ func treeKey(k *btKind, rec []byte) []byte {
 	return slices.Clone(rec[:k.key])
 }
 
+// sameCounts says whether the counts in a record of a tree of inodes are those of its bits.
+func (c *checker) sameCounts(b []byte, k *chunkRec) bool {
+	free := uint32(bits.OnesCount64(k.free &^ k.holeBits()))
+	if c.sb.inc&incSpinodes == 0 {
+		return be.Uint32(b) == free
+	}
+	return be.Uint16(b) == k.holes && uint32(b[2]) == uint32(inodesPerRec-bits.OnesCount64(k.holeBits())) && uint32(b[3]) == free
+}
+
 // mapLinks checks the links and the keys of a fork's extent tree, which extents has found whole. The kernel reads the
 // extents from neighbour to neighbour.
 func (c *checker) mapLinks(k fork) error {
@@ -132,7 +145,7 @@ func (c *checker) hashTree(in *inode, exts []extent, at uint64, size int, lastOf
 	var walk func(blk uint64, want int) (uint32, error)
 	walk = func(blk uint64, want int) (uint32, error) {
 		buf := make([]byte, size)
-		_, ok, err := c.readBlocks(exts, blk, buf)
+		fsb, ok, err := c.readBlocks(exts, blk, buf)
 		if err != nil {
 			return 0, err
 		}
@@ -140,6 +153,12 @@ func (c *checker) hashTree(in *inode, exts []extent, at uint64, size int, lastOf
 			return 0, corrupt("inode %d: index block %#x is not there, or met twice", in.ino, blk)
 		}
 		seen[blk] = true
+		if be.Uint64(buf[daOwner:]) != in.ino || be.Uint64(buf[daBlkno:]) != c.sb.daddr(fsb) {
+			return 0, corrupt("inode %d: index block %#x belongs elsewhere", in.ino, fsb)
+		}
+		if err := c.checkMeta(buf, daCRC, daUUID, fsb); err != nil {
+			return 0, err
+		}
 		row := 0
 		if be.Uint16(buf[daMagic:]) == daNodeMagic {
 			row = int(be.Uint16(buf[daLevel:]))
@@ -206,6 +225,27 @@ func (c *checker) leafOrder(ino uint64, ents []byte, stale int) {
 	}
 	if stale != 0 {
 		c.bad("inode %d: a block of its folder index has %d stale entries more than it says", ino, -stale)
+	}
+}
+
+// superCopies compares the copies of the superblock with the first in what says how all is laid out, and which nothing
+// changes but who writes all copies.
+func (c *checker) superCopies() {
+	b := make([]byte, c.sb.sectSize)
+	for ag := uint32(1); ag < c.sb.agCount; ag++ {
+		if err := c.readAt(b, c.sb.off(c.sb.fsb(ag, 0))); err != nil {
+			c.fault(wrap(err, "reading the copy of the superblock in group %d", ag))
+			return
+		}
+		if got, want := binary.LittleEndian.Uint32(b[sbCRC:]), crcOf(b, sbCRC); got != want {
+			c.bad("copy of the superblock in group %d: checksum %#08x, computed %#08x", ag, got, want)
+			continue
+		}
+		for _, r := range [][2]int{{0, 8}, {16, 56}, {80, 88}, {96, 100}, {102, 108}, {120, 126}, {180, 184}, {192, 200}} {
+			if !slices.Equal(b[r[0]:r[1]], c.sb.raw[r[0]:r[1]]) {
+				c.bad("copy of the superblock in group %d: bytes %d to %d are %x, in the first %x", ag, r[0], r[1]-1, b[r[0]:r[1]], c.sb.raw[r[0]:r[1]])
+			}
+		}
 	}
 }
 
@@ -373,7 +413,7 @@ func (c *checker) attrTree(in *inode) error {
 		if be.Uint16(b[daMagic:]) != attrLeaf || n > (len(b)-alHdr)/8 {
 			return 0, false
 		}
-		last := uint32(0)
+		last, used := uint32(0), make([][2]int, 0, n)
 		for i := range n {
 			e := b[alHdr+8*i:]
 			h := be.Uint32(e)
@@ -382,16 +422,38 @@ func (c *checker) attrTree(in *inode) error {
 			}
 			last = h
 			at, flags := int(be.Uint16(e[4:])), e[6]
-			if flags&attrParent != 0 || at+9 > len(b) {
-				continue
+			if flags&attrIncomplete != 0 {
+				c.bad("inode %d: attribute %d is not complete", in.ino, i)
+			}
+			if at+9 > len(b) {
+				continue // reported before
 			}
 			nameAt, nl := at+3, int(b[at+2])
+			size := 3 + nl + int(be.Uint16(b[at:]))
 			if flags&attrLocal == 0 {
 				nameAt, nl = at+9, int(b[at+8])
+				size = 9 + nl
+			}
+			used = append(used, [2]int{at, at + size})
+			if flags&attrParent != 0 {
+				continue
 			}
 			if nameAt+nl <= len(b) && hashName(b[nameAt:nameAt+nl]) != h {
 				c.bad("inode %d: attribute %q has the hash %#x and cannot be found by its name", in.ino, b[nameAt:nameAt+nl], h)
 			}
+		}
+		slices.SortFunc(used, func(a, b [2]int) int { return a[0] - b[0] })
+		for i := 1; i < len(used); i++ {
+			if used[i][0] < used[i-1][1] {
+				c.bad("inode %d: two attributes share bytes", in.ino)
+			}
+		}
+		first := int(be.Uint16(b[alFirstUsed:]))
+		if first == 0 {
+			first = 1 << 16 // in blocks of 64 KiB
+		}
+		if first > len(b) || len(used) > 0 && first != used[0][0] {
+			c.bad("inode %d: its attributes begin at %d of their block, which says %d", in.ino, used, first)
 		}
 		return last, true
 	})
@@ -405,6 +467,9 @@ func (c *checker) inodeCore(in *inode, raw []byte) {
 	hint := in.flags&(flagExtsize|flagExtszInherit) != 0
 	if !hint && in.extsize != 0 || in.flags&flagExtsize != 0 && in.kind() != modeReg || in.flags&flagExtszInherit != 0 && in.kind() != modeDir {
 		c.bad("inode %d: an extent size hint of %d with flags %#x and mode %#o", in.ino, in.extsize, in.flags, in.mode)
+	}
+	if more := in.flags2 &^ (flag2DAX | flag2Reflink | flag2CowExtsize | flag2Bigtime | flag2Nrext64); more != 0 {
+		c.bad("inode %d: unknown flags %#x", in.ino, more)
 	}
 	if in.flags2&flag2CowExtsize == 0 && in.cowExtsize != 0 {
 		c.bad("inode %d: an extent size hint of %d for shared blocks with flags %#x", in.ino, in.cowExtsize, in.flags2)
