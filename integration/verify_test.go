@@ -794,6 +794,91 @@ func TestVerifyFaults(t *testing.T) {
 	}
 }
 
+// TestVerifyLock holds stores against locks that are right, edited, or another bake's.
+func TestVerifyLock(t *testing.T) {
+	requires(t, "root", "skopeo")
+	archives := verifyImages(t)
+	dir := tempDir(t)
+	base, one, two := dir+"/base.raw", dir+"/one.raw", dir+"/two.raw"
+	makeDisk(t, base, "gpt", rootPart(t, nil))
+	lock, second := dir+"/lock.json", dir+"/second.json"
+	baked(t, "--base", base, "--output", one, "--lock", lock, "--image", "oci-archive:"+archives[0], "--image", "oci-archive:"+archives[1])
+	baked(t, "--base", one, "--output", two, "--lock", second, "--image", "oci-archive:"+archives[1], "--store", "/opt/more/images")
+	edits := 0
+	edited := func(edit func(l map[string]any, images []any)) string {
+		var l map[string]any
+		readJSON(t, lock, &l)
+		edit(l, l["images"].([]any))
+		raw, err := json.Marshal(l)
+		check(t, err)
+		edits++
+		name := fmt.Sprintf("%s/edited-%d.json", dir, edits)
+		check(t, os.WriteFile(name, raw, 0o644))
+		return name
+	}
+	other := "sha256:" + strings.Repeat("ab", 32)
+	set := func(image int, key string, value any) func(map[string]any, []any) {
+		return func(_ map[string]any, images []any) { images[image].(map[string]any)[key] = value }
+	}
+	named := func(l map[string]any, images []any) {
+		images[0].(map[string]any)["reference"] = "registry.example/verify:0"
+	}
+	for _, c := range []struct {
+		name, disk, lock string
+		more             []string
+		code             int
+		words            []string
+	}{
+		{"its own", one, lock, nil, exitDone, []string{"2 images: exactly these"}},
+		{"less", one, edited(func(l map[string]any, images []any) { l["images"] = images[:1] }), nil, exitLie, []string{"the lock does not have it; it is localhost/verify:1"}},
+		{"manifest", one, edited(set(0, "manifest", other)), nil, exitLie, []string{"it has no manifest " + other}},
+		{"list", one, edited(set(0, "list", other)), nil, exitLie, []string{"it has no manifest list " + other}},
+		{"config", one, edited(set(1, "config", other)), nil, exitLie, []string{"it is in no store (" + other, "the lock does not have it"}},
+		{"layers", one, edited(set(1, "layers", []any{})), nil, exitLie, []string{"it has 3 layers, the lock 0"}},
+		{"platform", one, edited(func(l map[string]any, _ []any) { l["platform"] = "linux/arm64" }), nil, exitLie, []string{"it is for linux/amd64, the lock for linux/arm64"}},
+		{"name", one, edited(named), nil, exitLie, []string{`it does not have the name "registry.example/verify:0"`, `the lock does not call it "localhost/verify:0"`}},
+		{"no lock", one, dir + "/gone.json", nil, exitFailed, nil},
+		{"another file", one, archives[0], nil, exitUsage, nil},
+		{"two stores", two, lock, nil, exitDone, []string{"exactly these"}},
+		{"two stores and the second's", two, second, nil, exitLie, []string{"/var/images: image ", "--store holds the lock against one store alone"}},
+		{"the second alone", two, second, []string{"--store", "/opt/more/images"}, exitDone, []string{"1 image: exactly these"}},
+		{"the first alone", two, lock, []string{"--store", "/var/images"}, exitDone, []string{"2 images: exactly these"}},
+		{"no such store", two, lock, []string{"--store", "/var/other"}, exitLie, nil},
+	} {
+		o := nodebake(t, append([]string{"verify", "-q", c.disk, "--lock", c.lock, "--deep"}, c.more...)...)
+		if o.code != c.code {
+			t.Errorf("%s: want exit %d\n%s", c.name, c.code, o)
+		}
+		for _, w := range c.words {
+			if !strings.Contains(o.stdout, w) {
+				t.Errorf("%s: not said: %q\n%s", c.name, w, o)
+			}
+		}
+		o = nodebake(t, append([]string{"verify", "-q", c.disk, "--lock", c.lock, "--json"}, c.more...)...)
+		if c.code != exitDone && c.code != exitLie || o.code != c.code || strings.HasPrefix(c.name, "no such") {
+			continue
+		}
+		var doc struct {
+			Faults      int
+			Filesystems []struct {
+				Mount string
+				Total int
+			}
+			Stores []struct {
+				Store         string
+				Images, Total int
+			}
+			Lock struct {
+				Images int
+				Faults []map[string]string
+			}
+		}
+		if err := json.Unmarshal([]byte(o.stdout), &doc); err != nil || doc.Faults != len(doc.Lock.Faults) || (doc.Faults > 0) != (c.code == exitLie) || len(doc.Stores) == 0 || len(doc.Filesystems) != 1 || doc.Filesystems[0].Mount != "/" {
+			t.Errorf("%s: %v, %+v\n%s", c.name, err, doc, o)
+		}
+	}
+}
+
 // TestVerifyQcow2 changes bits of the structures of a qcow2 file: verify must find those by which QEMU reads something
 // else of the store, or complains.
 func TestVerifyQcow2(t *testing.T) {
