@@ -107,7 +107,7 @@ func (d Delivery) plan(log logrus.FieldLogger) (*delivery, error) {
 		v.sink = volumeSink{volume}
 		v.setFormat(FormatOf(volume.Volume()))
 	case bare.IsDevice(d.Output):
-		v.sink = deviceSink(d.Output)
+		v.sink = &deviceSink{path: d.Output}
 		v.setFormat(disk.Raw)
 	default:
 		if err := v.planFile(); err != nil {

@@ -10,6 +10,7 @@ import (
 	"github.com/nodebake/nodebake/imagebuild/filesystem/ext4"
 	"github.com/nodebake/nodebake/imagebuild/filesystem/xfs"
 	"github.com/nodebake/nodebake/imagebuild/osroot"
+	"github.com/nodebake/nodebake/imagebuild/output/bare"
 	"github.com/nodebake/nodebake/imagebuild/output/libvirt"
 	"github.com/nodebake/nodebake/qcow"
 	"github.com/nodebake/nodebake/storeseed/storageconf"
@@ -22,9 +23,9 @@ var (
 	ErrVerify = errors.New("verification failed")
 )
 
-// IsNoSpace says whether a bake failed because there is too little space, in a filesystem, on the disk or in a pool.
+// IsNoSpace says whether a bake failed because there is too little space, in a filesystem, on the disk, in a pool or on a device.
 func IsNoSpace(err error) bool {
-	return errors.Is(err, filesystem.ErrNoSpace) || errors.Is(err, disk.ErrNoRoom) || errors.Is(err, libvirt.ErrNoSpace)
+	return errors.Is(err, filesystem.ErrNoSpace) || errors.Is(err, disk.ErrNoRoom) || errors.Is(err, libvirt.ErrNoSpace) || errors.Is(err, bare.ErrTooSmall)
 }
 
 // IsUnsupported says whether an error is about a disk of a kind, or in a state, that is not handled, as
