@@ -17,9 +17,11 @@ const (
 	// xzBlockSizes says that a block header has the block's compressed and uncompressed size, and one filter.
 	xzBlockSizes = 0xc0
 
-	xzBlock = 8 << 20 // bytes of contents in a block, and of its dictionary
-	// xzDictionary is the dictionary size as LZMA2 has it: 2 or 3, by the lowest bit, times 2 to the power of 11 + half of it.
-	xzDictionary = 22
+	xzBlock = 8 << 20 // bytes of contents in a block
+	// xzWindow is the dictionary's size. The library's hash table finds no more in a larger one, and takes more memory.
+	xzWindow = 1 << 20
+	// xzDictionary is that size as LZMA2 has it: 2 or 3, by the lowest bit, times 2 to the power of 11 + half of it.
+	xzDictionary = 16
 )
 
 var (
@@ -45,7 +47,7 @@ func (f *xzFormat) worker() (func(dst, data []byte) ([]byte, uint64, error), err
 	var buf bytes.Buffer
 	return func(dst, data []byte) ([]byte, uint64, error) {
 		buf.Reset()
-		w, err := lzma.Writer2Config{DictCap: xzBlock, BufSize: 64 << 10}.NewWriter2(&buf)
+		w, err := lzma.Writer2Config{DictCap: xzWindow, BufSize: 64 << 10}.NewWriter2(&buf)
 		if err == nil {
 			_, err = w.Write(data)
 		}
