@@ -61,6 +61,7 @@ type daemon struct {
 	dir    string // seen by both sides
 	socket string
 	cmd    *exec.Cmd
+	ended  chan struct{} // closed when the process is no more
 }
 
 // startDaemon runs a libvirtd with these lines in its configuration.
@@ -92,6 +93,7 @@ exec libvirtd -f "$1/libvirtd.conf" -p "$1/pid" $2`, "sh", dir, listen)
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	check(t, d.cmd.Start())
 	ended := make(chan struct{})
+	d.ended = ended
 	go func() {
 		d.cmd.Wait()
 		close(ended)

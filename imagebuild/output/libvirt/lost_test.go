@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
 // cutter is a way to a daemon's socket that ends a connection at one of the calls that change something: before the
@@ -114,8 +115,69 @@ const (
 // TestLostAnswers cuts the connection at each call that changes something. Whatever becomes of the call: the pool has the
 // old disk or the new one under the name, or the new one under the name that the error says, and nothing else; and the
 // error tells which.
+//
+// libvirtd 9.0 itself dies of cut connections now and then, of its own heap. Then all is done once more.
 func TestLostAnswers(t *testing.T) {
+	for try := 1; diesOf(t, lostAnswers); try++ {
+		if try == 3 {
+			t.Fatal("libvirtd died each time")
+		}
+		t.Log("libvirtd itself died: once more")
+	}
+}
+
+var errDied = errors.New("the daemon died")
+
+// diesOf says whether a test found the daemon dead.
+func diesOf(t *testing.T, test func(t testing.TB, d *daemon)) (died bool) {
+	defer func() {
+		switch r := recover(); r {
+		case nil:
+		case errDied:
+			died = true
+		default:
+			panic(r)
+		}
+	}()
 	d := startDaemon(t)
+	m := mortal{t, d.ended}
+	test(m, d.in(m))
+	return false
+}
+
+// mortal is a test whose failures may be those of a daemon that died.
+type mortal struct {
+	testing.TB
+	ended <-chan struct{}
+}
+
+func (m mortal) look() {
+	select {
+	case <-m.ended:
+		panic(errDied)
+	case <-time.After(300 * time.Millisecond):
+	}
+}
+
+func (m mortal) Errorf(format string, args ...any) {
+	m.Helper()
+	m.look()
+	m.TB.Errorf(format, args...)
+}
+
+func (m mortal) Fatal(args ...any) {
+	m.Helper()
+	m.look()
+	m.TB.Fatal(args...)
+}
+
+func (m mortal) Fatalf(format string, args ...any) {
+	m.Helper()
+	m.look()
+	m.TB.Fatalf(format, args...)
+}
+
+func lostAnswers(t testing.TB, d *daemon) {
 	d.newPool("near")
 	d.hiddenPool("far")
 	c := newCutter(t, d)
