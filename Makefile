@@ -30,7 +30,7 @@ demo: build
 
 # Everything a release must pass. CI=true makes a missing tool a failure. The longest package begins first.
 test: tools check
-	$(GO) test -tags "$(TAGS)" -timeout 28m ./integration ./...
+	$(GO) test -tags "$(TAGS)" -timeout 29m ./integration ./...
 
 check:
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo "run gofmt on the files above"; exit 1; }
