@@ -707,11 +707,8 @@ func (l *verifyLab) flipAnywhere() (string, []string) {
 // flipStart changes a bit of the first blocks, where the filesystem says what it is.
 func (l *verifyLab) flipStart() (string, []string) { return l.flip(l.r.Int64N(16384)) }
 
-// TestVerifyFaults puts one fault at a time into a baked disk: verify must find and name every one that changes what a
-// reader sees, through the kernel, of the store or of the configuration, or what the filesystem's own tool complains
-// of. It must find nothing on the disk as it was baked, and where neither sees a change.
-func TestVerifyFaults(t *testing.T) {
-	requires(t, "root", "skopeo", "e2fsck", "debugfs", "filefrag", "mkfs.xfs", "xfs_repair", "xfs_db")
+// faultSeed is what the random faults of a test begin with: always the same, or another each time in a long run.
+func faultSeed(t *testing.T) uint64 {
 	seed := uint64(1)
 	if os.Getenv("NODEBAKE_SOAK") != "" {
 		seed = uint64(time.Now().UnixNano())
@@ -722,6 +719,15 @@ func TestVerifyFaults(t *testing.T) {
 		check(t, err)
 	}
 	t.Logf("NODEBAKE_SEED=%d", seed)
+	return seed
+}
+
+// TestVerifyFaults puts one fault at a time into a baked disk: verify must find and name every one that changes what a
+// reader sees, through the kernel, of the store or of the configuration, or what the filesystem's own tool complains
+// of. It must find nothing on the disk as it was baked, and where neither sees a change.
+func TestVerifyFaults(t *testing.T) {
+	requires(t, "root", "skopeo", "e2fsck", "debugfs", "filefrag", "mkfs.xfs", "xfs_repair", "xfs_db")
+	seed := faultSeed(t)
 	n := 100
 	if os.Getenv("NODEBAKE_SOAK") != "" {
 		n = 500
@@ -886,16 +892,7 @@ func TestVerifyLock(t *testing.T) {
 // else of the store, or complains.
 func TestVerifyQcow2(t *testing.T) {
 	requires(t, "root", "skopeo", "qemu-img")
-	seed := uint64(1)
-	if os.Getenv("NODEBAKE_SOAK") != "" {
-		seed = uint64(time.Now().UnixNano())
-	}
-	if s := os.Getenv("NODEBAKE_SEED"); s != "" {
-		var err error
-		seed, err = strconv.ParseUint(s, 10, 64)
-		check(t, err)
-	}
-	t.Logf("NODEBAKE_SEED=%d", seed)
+	seed := faultSeed(t)
 	r := rand.New(rand.NewPCG(seed, 3))
 	n := 25
 	if os.Getenv("NODEBAKE_SOAK") != "" {

@@ -8,6 +8,7 @@ import (
 	"hash/fnv"
 	"io"
 	"slices"
+	"strings"
 )
 
 // Check walks the whole filesystem and calls fault for everything that is wrong: broken structures, blocks that are in
@@ -258,6 +259,10 @@ func (c *checker) inodesOf(g *group) error {
 			c.bad("inode %d: free in the inode tree: %v, mode %#o", ino, free, in.mode)
 			return nil
 		case free:
+			// The kernel reads inodes by the block, and looks at this field of all.
+			if u := be.Uint32(raw[diUnlinked:]); u != nullAgino && uint64(u) >= uint64(g.length)<<c.sb.inopLog {
+				c.bad("inode %d: free, and before %d in a list of removed inodes", ino, u)
+			}
 			return nil
 		}
 		a.kinds[place], a.nlink[place] = uint8(in.mode>>12), in.nlink
@@ -282,8 +287,10 @@ func (c *checker) inodesOf(g *group) error {
 			c.bad("inode %d: %d blocks, its extents have %d", ino, in.nblocks, blocks)
 		}
 		if in.kind() == modeLnk {
-			if _, err := c.readlink(in); err != nil {
+			if target, err := c.readlink(in); err != nil {
 				c.fault(err)
+			} else if strings.IndexByte(target, 0) >= 0 {
+				c.bad("inode %d: a symlink with a NUL in its target", ino)
 			}
 		}
 		return nil

@@ -448,6 +448,11 @@ func (c *checker) attrTree(in *inode) error {
 				c.bad("inode %d: two attributes share bytes", in.ino)
 			}
 		}
+		for m := alFreeMap; m < alHdr-4; m += 4 {
+			if at, n := int(be.Uint16(b[m:])), int(be.Uint16(b[m+2:])); at&3 != 0 || n&3 != 0 || at+n > len(b) {
+				c.bad("inode %d: the block of its attributes says that %d bytes are free at %d", in.ino, n, at)
+			}
+		}
 		first := int(be.Uint16(b[alFirstUsed:]))
 		if first == 0 {
 			first = 1 << 16 // in blocks of 64 KiB
@@ -462,7 +467,7 @@ func (c *checker) attrTree(in *inode) error {
 
 // inodeCore checks what the kernel wants of an inode in use and this package's reader does not need.
 func (c *checker) inodeCore(in *inode, raw []byte) {
-	if u := be.Uint32(raw[diUnlinked:]); u != nullAgBlock {
+	if u := be.Uint32(raw[diUnlinked:]); u != nullAgino {
 		c.bad("inode %d: it is in a list of removed inodes, before %d", in.ino, u)
 	}
 	hint := in.flags&(flagExtsize|flagExtszInherit) != 0
