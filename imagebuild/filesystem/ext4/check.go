@@ -19,7 +19,8 @@ import (
 //
 // The error is not about the filesystem's state: it is ctx's, or matches [ErrUnsupported] where the filesystem has a
 // feature (bigalloc, shared_blocks) with which Check cannot account for blocks. Check needs one bit of memory for each
-// block of a group in use, seven bytes for each inode that may be in use, and some 30 for each attribute block.
+// block of a group in use, seven bytes for each inode that may be in use, and some hundred for each folder and each
+// attribute block.
 func (f *FS) Check(ctx context.Context, fault func(error)) error {
 	if f.w != nil {
 		return errors.New("ext4: Check of a filesystem that is being written")

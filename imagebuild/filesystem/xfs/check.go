@@ -14,7 +14,9 @@ import (
 // Check walks the whole filesystem and calls fault for everything that is wrong: broken structures, blocks that are in
 // use twice, in use and free, or neither; wrong counts; reverse maps and shared blocks that do not agree with the
 // files; folder entries that lead nowhere, indexes that do not lead to their entries, files without a name, wrong link
-// counts. It does not read contents. A log that is not clean is a fault too.
+// counts; index blocks that are not linked to their neighbours, or whose keys are not those of what is below; copies of
+// the superblock that describe another layout. It does not read contents, nor compare LSNs with the log's. A log that
+// is not clean is a fault too.
 //
 // The error is not about the filesystem: it is ctx's. Check needs about two bits of memory for each block and ten bytes
 // for each inode.
