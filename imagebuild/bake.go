@@ -238,7 +238,7 @@ func (b *bake) run(ctx context.Context) error {
 		return errors.Join(summed(), b.writeLock(), b.sumInputs(ctx))
 	}
 	b.Log.Infof("copying the base disk to %s (%s)", b.Output, b.out.OutputOptions.Format)
-	target, err := b.out.create(ctx, b.out, b.base.Disk)
+	target, err := b.out.create(ctx, b.base.Disk)
 	if err != nil {
 		return err
 	}
@@ -269,9 +269,9 @@ func (b *bake) check(ctx context.Context, target *output.Target) error {
 		return err
 	}
 	v := b.storeVolume()
-	r, _, err := filesystem.Open(v.Volume, v.Volume.Size(), v.Partition().Kind)
+	r, err := v.reopen()
 	if err != nil {
-		return fmt.Errorf("opening what was written: %w", err)
+		return err
 	}
 	rep, err := storeseed.Verify(ctx, filesystem.NewTree(filesystem.Graft{At: v.at, Reader: r}), b.storeRoot, storeseed.VerifyOptions{RecordsOnly: true})
 	if err != nil {

@@ -4,14 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-
-	"github.com/sirupsen/logrus"
 
 	"github.com/nodebake/nodebake/imagebuild/bakefile"
 	"github.com/nodebake/nodebake/storeseed"
@@ -279,9 +276,7 @@ func rehearse(ctx context.Context, jobs []Job) error {
 	for _, j := range jobs {
 		base := canonical(fileOf(j.Spec.Base))
 		from, made := outputs[base]
-		silent := logrus.New()
-		silent.SetOutput(io.Discard)
-		j.Spec.Log, j.Spec.Progress = silent, nil
+		j.Spec.Log, j.Spec.Progress = nil, nil // which is silent
 		b, err := newBake(j.Spec)
 		if err == nil && !isImage(j.Spec.Base) && (!made || j.Spec.DryRun) {
 			err = b.rehearse(ctx)

@@ -47,7 +47,7 @@ func Convert(ctx context.Context, spec ConvertSpec) (OutputReport, error) {
 	if err := v.check(ctx, v, d); err != nil {
 		return none, err
 	}
-	t, err := v.create(ctx, v, d)
+	t, err := v.create(ctx, d)
 	if err != nil {
 		return none, err
 	}

@@ -57,10 +57,6 @@ func (s *deviceSink) check(_ context.Context, v *delivery, base *disk.Disk) erro
 	return err
 }
 
-func (s *deviceSink) create(ctx context.Context, v *delivery, base *disk.Disk) (*output.Target, error) {
-	return output.CreateUnnamed(ctx, base, v.workDir(), v.OutputOptions)
-}
-
 func (s *deviceSink) deliver(ctx context.Context, v *delivery, t *output.Target) (OutputReport, error) {
 	rep := v.describe(t)
 	v.log.Infof("writing the disk to %s, and reading it back", s.path)

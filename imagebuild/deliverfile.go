@@ -31,10 +31,6 @@ func (s fileSink) check(_ context.Context, v *delivery, base *disk.Disk) error {
 	return v.checkBeside(base)
 }
 
-func (s fileSink) create(ctx context.Context, v *delivery, base *disk.Disk) (*output.Target, error) {
-	return output.Create(ctx, base, string(s), v.OutputOptions)
-}
-
 func (s fileSink) deliver(ctx context.Context, v *delivery, t *output.Target) (OutputReport, error) {
 	rep := v.describe(t)
 	var b beside
@@ -73,10 +69,6 @@ func (s packedSink) check(_ context.Context, v *delivery, base *disk.Disk) error
 	return v.checkBeside(base)
 }
 
-func (s packedSink) create(ctx context.Context, v *delivery, base *disk.Disk) (*output.Target, error) {
-	return output.CreateUnnamed(ctx, base, v.workDir(), v.OutputOptions)
-}
-
 func (s packedSink) deliver(ctx context.Context, v *delivery, t *output.Target) (OutputReport, error) {
 	rep := v.describe(t)
 	var b beside
@@ -100,11 +92,7 @@ func (s packedSink) deliver(ctx context.Context, v *delivery, t *output.Target) 
 		if err := errors.Join(ctx.Err(), t.Unchanged()); err != nil {
 			return err
 		}
-		err = f.Place(s.path, v.OutputOptions.Force)
-		if errors.Is(err, fs.ErrExist) {
-			return fmt.Errorf("%s: %w: it came there while the bake ran", s.path, output.ErrExists)
-		}
-		return err
+		return output.Place(f, s.path, v.OutputOptions.Force)
 	})
 	if err != nil {
 		return rep, err

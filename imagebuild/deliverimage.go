@@ -41,10 +41,6 @@ func (s imageSink) check(ctx context.Context, v *delivery, base *disk.Disk) erro
 	return errors.Join(err, v.checkBeside(base))
 }
 
-func (s imageSink) create(ctx context.Context, v *delivery, base *disk.Disk) (*output.Target, error) {
-	return output.CreateUnnamed(ctx, base, v.workDir(), v.OutputOptions)
-}
-
 func (s imageSink) deliver(ctx context.Context, v *delivery, t *output.Target) (OutputReport, error) {
 	rep, o := v.describe(t), s.options(v)
 	var b beside

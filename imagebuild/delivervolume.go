@@ -43,10 +43,6 @@ func (s volumeSink) check(ctx context.Context, v *delivery, base *disk.Disk) err
 	return err
 }
 
-func (s volumeSink) create(ctx context.Context, v *delivery, base *disk.Disk) (*output.Target, error) {
-	return output.CreateUnnamed(ctx, base, v.workDir(), v.OutputOptions)
-}
-
 func (s volumeSink) deliver(ctx context.Context, v *delivery, t *output.Target) (OutputReport, error) {
 	rep, o := v.describe(t), s.options(v)
 	o.Capacity = t.Size()

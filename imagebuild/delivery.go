@@ -79,8 +79,6 @@ type sink interface {
 	file() string
 	// check refuses a place that cannot be used, before any work is done.
 	check(ctx context.Context, v *delivery, base *disk.Disk) error
-	// create makes the private copy of the base.
-	create(ctx context.Context, v *delivery, base *disk.Disk) (*output.Target, error)
 	// deliver puts the disk in its place, as the last act. It ends the target in any case.
 	deliver(ctx context.Context, v *delivery, t *output.Target) (OutputReport, error)
 }
@@ -161,6 +159,14 @@ func (v *delivery) planEvidence(endings []string, tell func([]attest.Resource, f
 	}
 	v.endings, v.tell = endings, tell
 	return nil
+}
+
+// create makes the private copy of the base: a file that will get its name, or one that is handed on.
+func (v *delivery) create(ctx context.Context, base *disk.Disk) (*output.Target, error) {
+	if s, named := v.sink.(fileSink); named {
+		return output.Create(ctx, base, string(s), v.OutputOptions)
+	}
+	return output.CreateUnnamed(ctx, base, v.workDir(), v.OutputOptions)
 }
 
 // setFormat is for an output whose format was not asked for.

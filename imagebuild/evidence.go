@@ -127,17 +127,16 @@ func (b *bake) collectBill(ctx context.Context) error {
 		if w == nil {
 			return nil, nil
 		}
-		r, _, err := filesystem.Open(w.Volume, w.Volume.Size(), w.Partition().Kind)
-		return r, err
+		return w.reopen()
 	})
 	if err != nil {
-		return fmt.Errorf("opening what was written: %w", err)
+		return err
 	}
 	if b.partition != nil {
 		v := b.storeVolume()
-		r, _, err := filesystem.Open(v.Volume, v.Volume.Size(), v.Partition().Kind)
+		r, err := v.reopen()
 		if err != nil {
-			return fmt.Errorf("opening what was written: %w", err)
+			return err
 		}
 		tree.Graft(filesystem.Graft{At: v.at, Reader: r})
 	}
@@ -152,12 +151,17 @@ func (b *bake) collectBill(ctx context.Context) error {
 	return err
 }
 
-// Bill collects what is on a disk: its system, its images, and their packages.
+// Bill collects what is on a disk: its system, its images, and their packages. The sum of the disk's file is in it.
 func Bill(ctx context.Context, o *Opened, in sbom.Input) (*sbom.Document, error) {
 	stores, err := o.Stores()
 	if err != nil {
 		return nil, err
 	}
+	sum, err := sumFile(ctx, o.Disk.File())
+	if err != nil {
+		return nil, err
+	}
+	in.Digest = sum.Digest
 	return bill(ctx, o.Root.Tree, o, stores, in)
 }
 

@@ -90,6 +90,15 @@ type openedVolume struct {
 	before int64
 }
 
+// reopen opens what was written, for reading.
+func (v *openedVolume) reopen() (filesystem.Reader, error) {
+	r, _, err := filesystem.Open(v.Volume, v.Volume.Size(), v.Partition().Kind)
+	if err != nil {
+		return nil, fmt.Errorf("opening what was written: %w", err)
+	}
+	return r, nil
+}
+
 // newRoom prepares dev, a copy of the base: a disk whose size was given gets it at once, and the store's volume what
 // that adds.
 func (b *bake) newRoom(dev disk.Device, o filesystem.Options) (*room, error) {

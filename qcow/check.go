@@ -543,7 +543,7 @@ func (c *checker) beyond() error {
 		if err != nil {
 			return err
 		}
-		if !ok || isZero(c.blockBuf) {
+		if !ok || IsZero(c.blockBuf) {
 			continue
 		}
 		for i := max(bi*per, c.clusters); i < (bi+1)*per; i++ {

@@ -40,7 +40,7 @@ func (w *Writer) flushCompressed(order []int64) error {
 				}
 				r := &results[i]
 				if !stop.Load() {
-					if r.zero = isZero(bufs[i]); !r.zero {
+					if r.zero = IsZero(bufs[i]); !r.zero {
 						r.space = clusterPool.Get().(*[]byte)
 						r.blob, r.err = w.enc.compress((*r.space)[:0], bufs[i])
 						if cap(r.blob) > cap(*r.space) {
@@ -116,7 +116,7 @@ func (e *encoder) compressAll(p []byte, off int64, blobs []blob, space []byte) (
 	free := space[:0:cap(space)]
 	for in := -off & (cs - 1); in+cs <= int64(len(p)); in += cs {
 		data := p[in : in+cs]
-		if isZero(data) {
+		if IsZero(data) {
 			blobs = append(blobs, blob{zero: true})
 			continue
 		}

@@ -183,13 +183,13 @@ func writeSparse(dst io.WriterAt, p []byte, off int64) error {
 	const block = 4096
 	for len(p) > 0 {
 		n := min(len(p), block-int(off%block))
-		if isZero(p[:n]) {
+		if IsZero(p[:n]) {
 			p, off = p[n:], off+int64(n)
 			continue
 		}
 		for n < len(p) {
 			m := min(len(p)-n, block)
-			if isZero(p[n : n+m]) {
+			if IsZero(p[n : n+m]) {
 				break
 			}
 			n += m

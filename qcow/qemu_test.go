@@ -145,7 +145,7 @@ func wantContent(t testing.TB, rng *rand.Rand, im interface {
 			t.Fatalf("extent %+v follows %#x", e, pos)
 		}
 		pos += e.Length
-		if (e.Kind == Hole || e.Kind == Zero) && !isZero(want[e.Start:pos]) {
+		if (e.Kind == Hole || e.Kind == Zero) && !IsZero(want[e.Start:pos]) {
 			t.Fatalf("extent %+v holds data", e)
 		}
 	}

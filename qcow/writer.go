@@ -512,7 +512,7 @@ func (w *Writer) flushCluster(c int64, b *clusterBuf) error {
 			return err
 		}
 		if hole {
-			if isZero(b.data[b.lo:b.hi]) {
+			if IsZero(b.data[b.lo:b.hi]) {
 				return nil
 			}
 			// A new cluster at the end of the file reads as zeros where it is not written.
@@ -534,7 +534,7 @@ func (w *Writer) flushCluster(c int64, b *clusterBuf) error {
 
 // putCluster writes a whole cluster through the stage.
 func (w *Writer) putCluster(c int64, e, bm uint64, data []byte) error {
-	if isZero(data) {
+	if IsZero(data) {
 		return w.putZero(c, e, bm)
 	}
 	if w.inPlace(e) {
@@ -603,7 +603,7 @@ func (w *Writer) zeroRaw(c int64) error {
 		return err
 	}
 	n, err := readFull(w.data, w.scratch, c<<w.cb)
-	if err != nil || isZero(w.scratch[:n]) {
+	if err != nil || IsZero(w.scratch[:n]) {
 		return err
 	}
 	clear(w.scratch)
@@ -628,7 +628,7 @@ func (w *Writer) writeClusters(c int64, p []byte) error {
 			return err
 		}
 		data := p[i<<w.cb:]
-		if isZero(data[:w.cs]) {
+		if IsZero(data[:w.cs]) {
 			if err := w.putZero(c+i, e, bm); err != nil {
 				return err
 			}
@@ -642,7 +642,7 @@ func (w *Writer) writeClusters(c int64, p []byte) error {
 			if err != nil {
 				return err
 			}
-			if w.inPlace(e2) != place || place && e2&offsetMask != e&offsetMask+uint64(run)<<w.cb || isZero(data[run<<w.cb:(run+1)<<w.cb]) {
+			if w.inPlace(e2) != place || place && e2&offsetMask != e&offsetMask+uint64(run)<<w.cb || IsZero(data[run<<w.cb:(run+1)<<w.cb]) {
 				break
 			}
 		}
@@ -983,7 +983,8 @@ func (z zeroExtended) ReadAt(p []byte, off int64) (int, error) {
 	return len(p), err
 }
 
-func isZero(p []byte) bool {
+// IsZero says whether p holds nothing but zeros. Safe for concurrent use.
+func IsZero(p []byte) bool {
 	for len(p) >= 32 {
 		b := p[:32]
 		if binary.NativeEndian.Uint64(b)|binary.NativeEndian.Uint64(b[8:])|binary.NativeEndian.Uint64(b[16:])|binary.NativeEndian.Uint64(b[24:]) != 0 {

@@ -1,14 +1,11 @@
 package main
 
 import (
-	"context"
 	"errors"
-	"io"
 	"os"
 	"path/filepath"
 	"runtime/debug"
 
-	digest "github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
 
 	"github.com/nodebake/nodebake/imagebuild"
@@ -51,9 +48,6 @@ The document depends on the disk alone: its time is SOURCE_DATE_EPOCH, or the ne
 			if err != nil {
 				return err
 			}
-			if doc.Digest, err = digestFile(cmd.Context(), args[0]); err != nil {
-				return err
-			}
 			if output == "" || output == "-" {
 				return doc.Write(cmd.OutOrStdout(), f)
 			}
@@ -76,20 +70,4 @@ func programVersion() string {
 		return info.Main.Version
 	}
 	return version
-}
-
-// digestFile hashes a disk's file as it lies there, whatever its format.
-func digestFile(ctx context.Context, name string) (digest.Digest, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	stop := context.AfterFunc(ctx, func() { f.Close() })
-	defer stop()
-	d := digest.SHA256.Digester()
-	if _, err := io.CopyBuffer(d.Hash(), struct{ io.Reader }{f}, make([]byte, 1<<20)); err != nil {
-		return "", errors.Join(ctx.Err(), err)
-	}
-	return d.Digest(), nil
 }

@@ -267,23 +267,17 @@ func (r *reader) value(k *key, n *yaml.Node, path string, into *[]setting) {
 	switch k.kind {
 	case group:
 		r.mapping(n, path, k.keys, func(k *key, v *yaml.Node) { r.value(k, v, path+"."+k.name, into) })
-	case texts:
+	case texts, items:
 		if !r.is(n, path, yaml.SequenceNode, "a list") {
 			return
 		}
-		for i, one := range n.Content {
-			at := fmt.Sprintf("%s[%d]", path, i)
-			if v, ok := r.scalar(k, one, at); ok {
-				add(one, at, "", v)
-			}
-		}
-	case items:
-		if !r.is(n, path, yaml.SequenceNode, "a list") {
-			return
+		read := r.scalar
+		if k.kind == items {
+			read = r.item
 		}
 		for i, one := range n.Content {
 			at := fmt.Sprintf("%s[%d]", path, i)
-			if v, ok := r.item(k, one, at); ok {
+			if v, ok := read(k, one, at); ok {
 				add(one, at, "", v)
 			}
 		}

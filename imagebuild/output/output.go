@@ -358,16 +358,23 @@ func (t *Target) Finish(ctx context.Context, beside func(file *qcow.Image) error
 	if err := errors.Join(ctx.Err(), t.Unchanged()); err != nil {
 		return err
 	}
-	if err := t.file.Place(t.path, t.o.Force); err != nil {
-		if errors.Is(err, fs.ErrExist) {
-			return fmt.Errorf("%s: %w: it came there while the bake ran", t.path, ErrExists)
-		}
+	if err := Place(t.file, t.path, t.o.Force); err != nil {
 		return err
 	}
 	if err := errors.Join(t.file.Close(), newfile.SyncDir(t.dir)); err != nil {
 		return fmt.Errorf("%s is whole and has its name, but that may not survive a loss of power: %w", t.path, err)
 	}
 	return nil
+}
+
+// Place gives a finished file the output's name. Without force a file that came there meanwhile stays, and the error
+// matches ErrExists.
+func Place(f *newfile.File, path string, force bool) error {
+	err := f.Place(path, force)
+	if errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("%s: %w: it came there while the bake ran", path, ErrExists)
+	}
+	return err
 }
 
 // Deliver finishes a disk without a name and hands it to use: the bytes of the qcow2 file, or the contents of a raw

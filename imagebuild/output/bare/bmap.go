@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"strings"
+
+	"github.com/nodebake/nodebake/qcow"
 )
 
 const (
@@ -44,14 +46,14 @@ func mapUnit(size int64) int64 {
 func mapRanges(to []Range, data []byte, off, unit int64) []Range {
 	for at := int64(0); at < int64(len(data)); {
 		n := min(unit, int64(len(data))-at)
-		if isZero(data[at : at+n]) {
+		if qcow.IsZero(data[at : at+n]) {
 			at += n
 			continue
 		}
 		end := at + n
 		for end < int64(len(data)) && end%rangeStep != 0 {
 			n := min(unit, int64(len(data))-end)
-			if isZero(data[end : end+n]) {
+			if qcow.IsZero(data[end : end+n]) {
 				break
 			}
 			end += n

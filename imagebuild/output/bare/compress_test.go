@@ -143,7 +143,7 @@ func checkMap(t testing.TB, b *Bmap, data []byte) {
 		if from < at || to <= from {
 			t.Fatalf("blocks %d to %d, after byte %d of %d", r.First, r.Last, at, len(data))
 		}
-		if !isZero(data[at:from]) {
+		if !qcow.IsZero(data[at:from]) {
 			t.Errorf("data between byte %d and %d is not in the map", at, from)
 		}
 		if sha256.Sum256(data[from:to]) != r.SHA256 {
@@ -151,7 +151,7 @@ func checkMap(t testing.TB, b *Bmap, data []byte) {
 		}
 		at = to
 	}
-	if !isZero(data[at:]) {
+	if !qcow.IsZero(data[at:]) {
 		t.Errorf("data behind byte %d is not in the map", at)
 	}
 }

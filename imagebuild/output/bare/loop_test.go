@@ -6,6 +6,8 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+
+	"github.com/nodebake/nodebake/qcow"
 )
 
 // TestClear makes zeros in each way that a device may leave to us. The kernel itself writes them where a device has no
@@ -51,7 +53,7 @@ func TestClear(t *testing.T) {
 			got := aligned(8 << 20)
 			check(t, readFull(d, got, 0))
 			check(t, d.Close())
-			if !bytes.Equal(got[:from], old[:from]) || !isZero(got[from:from+n]) || !bytes.Equal(got[from+n:], old[from+n:]) {
+			if !bytes.Equal(got[:from], old[:from]) || !qcow.IsZero(got[from:from+n]) || !bytes.Equal(got[from+n:], old[from+n:]) {
 				t.Error("other bytes than were to be cleared")
 			}
 			if d.noPunch != c.noPunch || d.noZero != (c.noZero || !c.loop) {

@@ -1,7 +1,6 @@
 package bare
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -154,7 +153,7 @@ func (p *pass) read(q *part) error {
 	if err := readFull(p.src, q.data, q.off); err != nil {
 		return fmt.Errorf("reading the disk at byte %d: %w", q.off, err)
 	}
-	q.zero = isZero(q.data)
+	q.zero = qcow.IsZero(q.data)
 	return nil
 }
 
@@ -209,8 +208,4 @@ func list(src qcow.Source, step int64) iter.Seq2[*part, error] {
 		}
 		until(size, true)
 	}
-}
-
-func isZero(p []byte) bool {
-	return len(p) == 0 || p[0] == 0 && bytes.Equal(p[1:], p[:len(p)-1])
 }

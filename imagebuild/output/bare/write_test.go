@@ -142,7 +142,7 @@ func TestDeviceRandom(t *testing.T) {
 		// Past the disk: zeros in its last sector, old contents, and zeros in the last MiB of the device.
 		pad := (m.Size() + sector - 1) / sector * sector
 		gone := max(pad, (size-kept)/sector*sector)
-		if !isZero(dev.data[m.Size():pad]) || !bytes.Equal(dev.data[pad:gone], old[pad:gone]) || !isZero(dev.data[gone:]) {
+		if !qcow.IsZero(dev.data[m.Size():pad]) || !bytes.Equal(dev.data[pad:gone], old[pad:gone]) || !qcow.IsZero(dev.data[gone:]) {
 			t.Errorf("disk %d: wrong past the disk's end", i)
 		}
 	}
@@ -177,7 +177,7 @@ func TestDeviceCancelled(t *testing.T) {
 			if !errors.Is(err, context.Canceled) {
 				t.Fatal(err)
 			}
-			if !isZero(dev.stable[:kept]) && stop > 4 || !isZero(dev.data[:kept]) {
+			if !qcow.IsZero(dev.stable[:kept]) && stop > 4 || !qcow.IsZero(dev.data[:kept]) {
 				t.Fatalf("cancelled at write %d: there is something in the first MiB", stop)
 			}
 		}
@@ -193,7 +193,7 @@ func TestDeviceCrash(t *testing.T) {
 	look := func(b []byte, when string) {
 		whole := bytes.Equal(b, m.data)
 		untouched := bytes.Equal(b[:kept], old[:kept])
-		if !whole && !untouched && !isZero(b[:kept]) {
+		if !whole && !untouched && !qcow.IsZero(b[:kept]) {
 			t.Errorf("%s: a disk that is not whole has a beginning", when)
 		}
 	}
@@ -229,7 +229,7 @@ func TestDeviceCorrupts(t *testing.T) {
 			t.Errorf("byte %d changed: %v", at, err)
 		}
 		dev.fault = nil
-		if at > 4096 && !isZero(dev.stable[:kept]) {
+		if at > 4096 && !qcow.IsZero(dev.stable[:kept]) {
 			t.Errorf("byte %d changed: the device has a beginning", at)
 		}
 	}

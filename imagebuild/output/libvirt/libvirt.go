@@ -362,8 +362,8 @@ func (w *writer) copy(src io.ReaderAt, off int64, n int) error {
 	}
 	for start := 0; start < n; {
 		end := start
-		zero := isZero(p[start:min(start+block, n)])
-		for end < n && isZero(p[end:min(end+block, n)]) == zero {
+		zero := qcow.IsZero(p[start:min(start+block, n)])
+		for end < n && qcow.IsZero(p[end:min(end+block, n)]) == zero {
 			end = min(end+block, n)
 		}
 		if !zero {
@@ -412,18 +412,6 @@ func (w *writer) sending(err error) error {
 	}
 	return err
 }
-
-func isZero(p []byte) bool {
-	for len(p) >= len(zeros) {
-		if !bytes.Equal(p[:len(zeros)], zeros[:]) {
-			return false
-		}
-		p = p[len(zeros):]
-	}
-	return bytes.Equal(p, zeros[:len(p)])
-}
-
-var zeros [block]byte
 
 // readBack compares samples with what the volume holds.
 func (u *upload) readBack(v golibvirt.StorageVol, samples []sample) error {
@@ -650,7 +638,7 @@ func (u *upload) settle(s *session) (left string, err error) {
 				head, err = s.conn.download(v.StorageVol, 0, int(min(headSize, u.size)))
 				return err
 			})
-			if err != nil || !isZero(head) {
+			if err != nil || !qcow.IsZero(head) {
 				return u.d.volume, err
 			}
 		}

@@ -467,7 +467,7 @@ func TestDaemonDies(t *testing.T) {
 	}
 	p, err := os.ReadFile(left[0])
 	check(t, err)
-	if !isZero(p[:headSize]) {
+	if !qcow.IsZero(p[:headSize]) {
 		t.Error("it has a beginning")
 	}
 }
